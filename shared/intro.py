@@ -1,0 +1,179 @@
+"""A language model that fits on one page: it counts, it predicts, it writes, and then it learns the
+same numbers by gradient descent.
+
+Generated from ch01_intro/ch01_intro.ipynb by `python -m shared.export`;
+edit the notebook, not this file.
+"""
+
+import importlib.metadata
+import platform
+import random
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import psutil
+import torch
+
+__all__ = [
+    "check_environment",
+    "set_seed",
+    "get_device",
+    "COLORS",
+    "use_course_style",
+    "RuleBot",
+    "BigramModel",
+]
+
+
+def check_environment(requirements: Path | None = None) -> list[str]:
+    """Print what this machine offers the course and return what is missing, one sentence each.
+
+    Compares the installed packages with the pins in `requirements` (by default the course's own
+    `requirements.txt`) and looks at the free memory. An empty list means: ready.
+    """
+    requirements = requirements or Path(__file__).resolve().parent.parent / "requirements.txt"
+    problems = []
+    for name, wanted in re.findall(r"^([\w-]+)==(\S+)", requirements.read_text(), re.MULTILINE):
+        try:
+            found = importlib.metadata.version(name).split("+")[0]  # 2.13.0+cpu counts as 2.13.0
+        except importlib.metadata.PackageNotFoundError:
+            problems.append(f"{name} is missing: run `python -m pip install {name}=={wanted}`.")
+            continue
+        if found != wanted:
+            problems.append(f"{name} is {found}, the stored outputs were made with {wanted}.")
+    memory = psutil.virtual_memory()
+    free, total = memory.available / 2**30, memory.total / 2**30
+    if free < 4:
+        problems.append(f"Only {free:.1f} GiB of memory are free, 4 are wanted: close something.")
+    print(f"Python {platform.python_version()}, PyTorch {torch.__version__}, device {get_device()}")
+    print(f"{free:.1f} of {total:.1f} GiB of memory free, {torch.get_num_threads()} threads")
+    print("\n".join(problems) or "Nothing is missing.")
+    return problems
+
+
+def set_seed(seed: int = 123) -> None:
+    """Seed Python's, NumPy's and PyTorch's random number generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def get_device() -> torch.device:
+    """Return the fastest device that PyTorch can use here: CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+# Okabe-Ito colours, which stay apart for colour-blind readers; one meaning each in all figures.
+COLORS = {
+    "tokens": "#0072B2", "weights": "#009E73", "attention": "#E69F00",
+    "loss": "#D55E00", "grey": "#767676",
+}  # fmt: skip
+
+
+def use_course_style() -> None:
+    """Give every matplotlib figure of this session the look of the course's diagrams."""
+    mpl.rcParams.update({
+        "figure.figsize": (7.6, 3.6), "figure.dpi": 100, "figure.facecolor": "white",
+        "axes.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e5e5e5",
+        "font.family": "sans-serif", "font.size": 11, "axes.titlesize": 12,
+        "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), "image.cmap": "cividis",
+    })  # fmt: skip
+
+
+class RuleBot:
+    """A chat bot that turns questions around and understands nothing.
+
+    The first pattern that matches the whole message wins; what it captured, with I and you
+    swapped, fills the answer. In the spirit of ELIZA (Weizenbaum, 1966).
+
+    >>> RuleBot().reply("Can you help me?")
+    'I can help you!'
+    """
+
+    rules = (
+        (r"(.+?)吗[?？]", "{}!"),
+        (r"can you (.+)\?", "I can {}!"),
+        (r"do you (.+)\?", "I {}!"),
+        (r"are you (.+)\?", "I am {}!"),
+        (r"is it (.+)\?", "It is {}!"),
+        (r"i(?: a|')m (.+)", "Why are you {}?"),
+    )
+    swaps = {"i": "you", "me": "you", "my": "your", "you": "I", "your": "my", "am": "are"}
+
+    def reply(self, message: str) -> str:
+        """Return the bot's answer to `message`; it has one for everything."""
+        message = message.strip()
+        for pattern, answer in self.rules:
+            if match := re.fullmatch(pattern, message, re.IGNORECASE):
+                return answer.format(*(self._turn_around(part) for part in match.groups()))
+        return "Tell me more."
+
+    def _turn_around(self, part: str) -> str:
+        words = part.strip(" .!").split()
+        return " ".join(self.swaps.get(word.lower(), word) for word in words)
+
+
+class BigramModel:
+    """P(next id | current id), counted, with additive (Laplace) smoothing.
+
+    Works on any integer ids, characters or tokens. Its table has V x V entries, 8 bytes each:
+    39 KB for 70 characters, 134 MB for a vocabulary of 4,096 tokens.
+
+    >>> model = BigramModel().fit([0, 1, 0, 1, 0], vocab_size=2, alpha=0)
+    >>> model.probabilities().tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+
+    def fit(self, ids, vocab_size: int, alpha: float = 1.0) -> "BigramModel":
+        """Count the neighbours in `ids` (N,) int; add `alpha` to every count. Returns itself.
+
+        Raises ValueError for fewer than two ids, an id outside 0 ... vocab_size - 1, or alpha < 0.
+        """
+        if alpha < 0:
+            raise ValueError(f"alpha must be at least 0, got {alpha}")
+        ids = self._checked(ids, vocab_size)
+        pair_number = ids[:-1] * vocab_size + ids[1:]
+        self.counts = torch.bincount(pair_number, minlength=vocab_size**2)
+        self.counts = self.counts.view(vocab_size, vocab_size)  # (V, V)
+        self.vocab_size, self.alpha = vocab_size, alpha
+        return self
+
+    def probabilities(self) -> torch.Tensor:
+        """Return the table (V, V) float64; row i is the distribution of what follows id i.
+
+        With alpha = 0 the row of an id that was never followed by anything is all zeros.
+        """
+        smoothed = self.counts + float(self.alpha)
+        smoothed = smoothed.to(torch.float64)
+        return smoothed / smoothed.sum(dim=1, keepdim=True).clamp_min(1e-300)
+
+    def cross_entropy(self, ids) -> float:
+        """Return the mean of -log P(next | current) over `ids` (N,), in nats per predicted id."""
+        ids = self._checked(ids, self.vocab_size)
+        return -self.probabilities()[ids[:-1], ids[1:]].log().mean().item()
+
+    def sample(self, start: int, n: int, generator: torch.Generator | None = None) -> list[int]:
+        """Return `n` ids that continue `start`, each drawn from the row of the one before."""
+        edges = self.probabilities().cumsum(dim=1)  # (V, V)
+        ids = [start]
+        for number in torch.rand(n, generator=generator, dtype=torch.float64):
+            row = edges[ids[-1]]
+            if row[-1] == 0:
+                raise ValueError(f"id {ids[-1]} was never followed by anything; use alpha > 0")
+            ids.append(int(torch.searchsorted(row, number * row[-1], right=True)))
+        return ids[1:]
+
+    @staticmethod
+    def _checked(ids, vocab_size: int) -> torch.Tensor:
+        ids = torch.as_tensor(ids, dtype=torch.int64)
+        if len(ids) < 2:
+            raise ValueError(f"at least 2 ids are needed to see a pair, got {len(ids)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"ids run from {low} to {high}, outside 0 ... {vocab_size - 1}")
+        return ids

@@ -1,0 +1,22 @@
+"""Print one of the README's two commands, so that machines run exactly what readers paste.
+
+python3 tests/readme_command.py open|test
+"""
+
+import re
+import sys
+from pathlib import Path
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def readme_command(name: str) -> str:
+    """Return the shell block that follows the comment `<!-- command: NAME -->` in the README."""
+    pattern = rf"<!-- command: {name} -->\s*```(?:sh|bash)\n(.*?)```"
+    if not (found := re.findall(pattern, README.read_text(encoding="utf-8"), re.DOTALL)):
+        raise SystemExit(f"the README has no command named {name!r}")
+    return found[0].strip()
+
+
+if __name__ == "__main__":
+    print(readme_command(sys.argv[1]))

@@ -1,0 +1,150 @@
+"""Every notebook, read as data, keeps the rules that make it good to read and safe to re-run."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted(ROOT.glob("ch*/*.ipynb"))
+FIGURES = sorted(ROOT.glob("ch*/figures/*.svg"))
+PLAIN_CELL, DEFINING_CELL, FINAL_CLASS = 15, 45, 90  # most lines of code in a cell
+LARGEST_NOTEBOOK = 1.5 * 2**20  # bytes
+COLORS = {"#0072B2", "#009E73", "#E69F00", "#D55E00"}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_figure = pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
+
+
+def cells_of(path: Path) -> list:
+    return nbformat.read(path, as_version=4).cells
+
+
+def code_cells(path: Path) -> list[tuple[int, nbformat.NotebookNode]]:
+    return list(enumerate((c for c in cells_of(path) if c.cell_type == "code"), start=1))
+
+
+def tags(cell) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def is_plain(source: str) -> bool:
+    return not re.search(r"^(class|def|@)", source, re.MULTILINE)
+
+
+def lines_of_code(source: str) -> int:
+    """Count the lines of a cell without blank lines, comments and docstrings."""
+    lines = source.splitlines()
+    code = {
+        n for n, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")
+    }
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(code)
+
+
+def test_there_are_notebooks_and_figures():
+    assert len(NOTEBOOKS) >= 2 and len(FIGURES) >= 2
+
+
+@each_notebook
+def test_code_cells_are_short(path):
+    for number, cell in code_cells(path):
+        if is_plain(cell.source):
+            limit = PLAIN_CELL
+        elif cell.source.startswith("#| export") and re.search(r"^class ", cell.source, re.M):
+            limit = FINAL_CLASS
+        else:
+            limit = DEFINING_CELL
+        size = lines_of_code(cell.source)
+        assert size <= limit, f"code cell {number}: {size} lines of code, at most {limit}"
+
+
+@each_notebook
+def test_prose_comes_before_each_code_cell(path):
+    cells = cells_of(path)
+    for before, cell in zip(cells[:-1], cells[1:], strict=True):
+        if cell.cell_type == before.cell_type == "code":
+            # Two exceptions: the check of an output that cannot be compared, and the cell that
+            # tries out the function or class that the cell before has just defined.
+            checks = "nbval-ignore-output" in tags(before) and "assert" in cell.source
+            tries_out = not is_plain(before.source) and is_plain(cell.source)
+            assert checks or tries_out, f"no markdown before: {cell.source[:60]!r}"
+
+
+@each_notebook
+def test_outputs_are_compared(path):
+    cells = code_cells(path)
+    ignored = [n for n, cell in cells if "nbval-ignore-output" in tags(cell)]
+    share = 0.25 if path.parent.name[:4] in {"ch05", "ch06", "ch07"} else 0.15
+    assert len(ignored) <= share * len(cells), f"{len(ignored)} of {len(cells)} are not compared"
+    by_number = dict(cells)
+    for number in ignored:
+        assert "assert" in by_number[number + 1].source, f"code cell {number}: result unchecked"
+    for number, cell in cells:
+        assert "nbval-skip" not in tags(cell), f"code cell {number} is skipped"
+        assert not re.search(r"#\s*NBVAL_", cell.source), f"code cell {number}: use a tag"
+
+
+@each_notebook
+def test_notebook_is_small_and_its_figures_exist(path):
+    assert path.stat().st_size <= LARGEST_NOTEBOOK
+    prose = "\n".join(c.source for c in cells_of(path) if c.cell_type == "markdown")
+    images = re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", prose)
+    assert images, "a chapter without a figure"
+    assert "<img" not in prose, "use ![alt](file)"
+    for alt, target in images:
+        assert alt.strip(), f"{target} has no alt text"
+        assert (path.parent / target).is_file(), f"{target} is missing (remote images not allowed)"
+
+
+@each_figure
+def test_figure_has_the_course_look(path):
+    svg = path.read_text(encoding="utf-8")
+    assert re.search(r"<svg[^>]*\bwidth=\"760\"", svg), "760 px wide"
+    assert "viewBox" in svg and "<title" in svg and "sans-serif" in svg
+    assert "<script" not in svg and 'href="http' not in svg
+    assert COLORS & {color.upper() for color in re.findall(r"#[0-9a-fA-F]{6}\b", svg)}
+    notebooks = [p.read_text(encoding="utf-8") for p in path.parent.parent.glob("*.ipynb")]
+    assert any(f"figures/{path.name}" in text for text in notebooks), "a figure nobody shows"
+
+
+@each_notebook
+def test_notebook_was_stored_from_a_full_run(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
+    cells = notebook["cells"]
+    counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    for cell in cells:
+        assert set(cell["metadata"]) <= {"tags"}, f"stray metadata: {cell['metadata']}"
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error" or "raises-exception" in str(cell["metadata"])
+            assert output.get("name") != "stderr", f"stored warning: {output['text']}"
+            text = json.dumps(
+                {k: v for k, v in output.get("data", output).items() if k != "image/png"}
+            )
+            assert not re.search(r"/(root|home|Users|tmp)/|C:\\\\", text), "a machine's path"
+
+
+@each_notebook
+def test_notebook_opens_and_ends_as_all_do(path):
+    cells = cells_of(path)
+    opening = cells[0].source
+    assert opening.startswith("# ") and re.search(r"^> \S", opening, re.MULTILINE)
+    for part in "**Know before you start:**", "**Time:**", "**Exports:**":
+        assert part in opening
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    endings = ["## Summary", "## What this chapter exports", "## Try it yourself", "## Go further"]
+    positions = [prose.index(heading) for heading in endings]
+    assert positions == sorted(positions)
+    sections = re.split(r"^## \d+\.\d+ ", prose, flags=re.MULTILINE)[1:]
+    assert sections
+    for section in sections:
+        assert "**Question:**" in section and "**Answer:**" in section, section[:60]
+    assert 'export.main(["--check"' in cells[-1].source

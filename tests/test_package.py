@@ -1,0 +1,72 @@
+"""The package `shared` stays small, clean and importable without side effects."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "shared").glob("*.py"))
+MOST_LINES = 2_500
+
+
+def lines_of_code(path: Path) -> int:
+    """Count the lines without blank lines, comments and docstrings."""
+    source = path.read_text(encoding="utf-8")
+    code = {
+        n
+        for n, line in enumerate(source.splitlines(), 1)
+        if line.strip() and not line.strip().startswith("#")
+    }
+    for node in ast.walk(ast.parse(source)):
+        holder = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, holder) and ast.get_docstring(node) is not None:
+            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(code)
+
+
+def test_shared_is_small():
+    sizes = {path.name: lines_of_code(path) for path in MODULES}
+    assert sum(sizes.values()) <= MOST_LINES, sizes
+
+
+def test_the_counter_counts(tmp_path):
+    sample = tmp_path / "sample.py"
+    sample.write_text(
+        '"""Doc."""\n\n# comment\nx = 1\n\n\ndef f():\n    """Doc\n    more."""\n    return x\n'
+    )
+    assert lines_of_code(sample) == 3
+
+
+def test_importing_prints_and_downloads_nothing(tmp_path):
+    names = [f"shared.{path.stem}" for path in MODULES if path.stem != "__init__"]
+    code = f"import importlib\nfor name in {names}: importlib.import_module(name)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "HOME": str(tmp_path), "LLM_COURSE_CACHE": str(tmp_path / "cache")},
+        cwd=ROOT,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_public_names_have_docstrings():
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_doctests_hold():
+    import doctest
+    import importlib
+
+    examples = 0
+    for path in MODULES:
+        if path.stem != "__init__":
+            result = doctest.testmod(importlib.import_module(f"shared.{path.stem}"))
+            assert result.failed == 0, path.name
+            examples += result.attempted
+    assert examples > 0
