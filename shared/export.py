@@ -48,7 +48,7 @@ MARKUP = re.compile(
 )
 
 # `--isolated` and the explicit settings keep a reader's own configuration out of the result.
-RUFF_OPTIONS = "--isolated --quiet --line-length=100 --target-version=py311".split()
+RUFF_OPTIONS = ["--isolated", "--quiet", "--line-length=100", "--target-version=py311"]
 RUFF_OPTIONS += ["--config=src = []", '--config=lint.isort.known-first-party = ["shared"]']
 
 
@@ -86,6 +86,7 @@ def _label(path: Path) -> str:
 
 def _read_cells(path: Path) -> tuple[list[str], list[str]]:
     """Return the sources of a notebook's markdown cells and of its code cells."""
+    sources: dict[str, list[str]] = {"markdown": [], "code": [], "raw": []}
     try:
         notebook = parse_notebook(path.read_text(encoding="utf-8"))
         with warnings.catch_warnings():
@@ -93,12 +94,12 @@ def _read_cells(path: Path) -> tuple[list[str], list[str]]:
             nbformat.validate(notebook)
         if notebook.nbformat != 4:
             raise ValueError(f"nbformat is {notebook.nbformat}, not 4")
+        for cell in notebook.cells:
+            cell.source.encode()  # half of a surrogate pair could not be written to a file
+            sources[cell.cell_type].append(re.sub(r"\r\n?", "\n", cell.source))
     except (OSError, ValueError, TypeError, AttributeError, nbformat.ValidationError) as error:
         reason = str(error).partition("\n")[0]
         raise ExportError(f"{_label(path)}: cannot be read as a notebook: {reason}") from error
-    sources: dict[str, list[str]] = {"markdown": [], "code": [], "raw": []}
-    for cell in notebook.cells:
-        sources[cell.cell_type].append(re.sub(r"\r\n?", "\n", cell.source))
     return sources["markdown"], sources["code"]
 
 
@@ -137,7 +138,7 @@ class _Draft:
         if self.topic in HAND_WRITTEN:
             self.refuse(f"shared/{self.topic}.py is written by hand")
         for other in notebooks:
-            if topic_of(other) == self.topic and other != path:
+            if path in notebooks and topic_of(other) == self.topic and other != path:
                 self.refuse(f"{_label(other)} exports shared/{self.topic}.py, too")
 
     def refuse(self, message: str, cell: int = 0, line: int = 0) -> None:
@@ -162,7 +163,10 @@ class _Draft:
                 self._check_statement(cell, node)
             previous_end = node.end_lineno or 0
         numbered = [_Line(text, cell, number) for number, text in enumerate(lines, 1)]
-        self.body += [_Line(""), *(line for line in numbered if line.number not in moved)]
+        kept = [line for line in numbered if line.number not in moved]
+        while kept and not kept[0].text.strip():
+            kept.pop(0)  # the blank lines between imports and code
+        self.body += [_Line(""), *kept] if kept else []
 
     def _directives(self, cell: int, lines: list[str]) -> tuple[bool, set[int]]:
         """Return whether the cell is exported, and the numbers of its directive lines."""
@@ -176,7 +180,7 @@ class _Draft:
                 self.refuse(f"default_exp must be `{self.topic}`, not `{argument}`", cell, number)
             elif name == "export" and (argument or not leading):
                 self.refuse("`#| export` must be alone in the cell's first line", cell, number)
-            elif name not in ("", "default_exp", "export") and leading:
+            elif name not in ("", "default_exp", "export") and leading and line.startswith("#|"):
                 self.refuse(f"unknown directive `#| {name}`", cell, number)
             if name in ("default_exp", "export") and leading:
                 found.append(name)
@@ -213,7 +217,8 @@ class _Draft:
             if topic in HAND_WRITTEN:
                 continue
             if topic not in self.topics:
-                self.refuse(f"`shared.{topic}` is not a module of this course", cell, node.lineno)
+                message = f"`shared.{topic}`".replace(".`", "`") + " is not a module of this course"
+                self.refuse(message, cell, node.lineno)
             elif topic == self.topic:
                 self.refuse(f"`shared.{topic}` imports itself", cell, node.lineno)
             elif self.topic in self.topics[: self.topics.index(topic)]:
@@ -410,7 +415,7 @@ def _read_module(module: Path) -> str:
 
 def find_orphans(root: Path) -> dict[Path, str]:
     """Map each generated module that no notebook exports any more to the notebook it names."""
-    kept = HAND_WRITTEN.union(map(topic_of, find_notebooks(root)))
+    kept = set(map(topic_of, find_notebooks(root)))
     modules = [path for path in sorted((root / "shared").glob("*.py")) if path.stem not in kept]
     sources = {module: GENERATED.search(_read_module(module)) for module in modules}
     return {module: source[1] for module, source in sources.items() if source}
@@ -419,7 +424,7 @@ def find_orphans(root: Path) -> dict[Path, str]:
 def _locate(argument: str, root: Path) -> Path:
     """Find the notebook a command line names, relative to the current folder or to `root`."""
     places = [(base / argument).resolve() for base in (Path.cwd(), root)]
-    return next((place for place in places if place.is_file()), places[0])
+    return places[1] if places[1] in find_notebooks(root) else places[0]
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

@@ -103,8 +103,8 @@ _TABLE = (
         name="texts/the-verdict.txt",
         sha256="b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
         size=20_479,
-        url="https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/"
-        "ch02/01_main-chapter-code/the-verdict.txt",
+        url="https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/"
+        "4582995ced3d91f448054989a54c06c344f0aa9f/ch05/04_bonus_hparam_tuning/the-verdict.txt",
     ),
 )
 ARTIFACTS = {artifact.name: artifact for artifact in _TABLE}

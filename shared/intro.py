@@ -67,7 +67,7 @@ def get_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-# Okabe-Ito colours, which stay apart for colour-blind readers; one meaning each in all figures.
+# Okabe-Ito colours, which stay apart for colour-blind readers, and a grey; one meaning each.
 COLORS = {
     "tokens": "#0072B2", "weights": "#009E73", "attention": "#E69F00",
     "loss": "#D55E00", "grey": "#767676",
@@ -96,18 +96,18 @@ class RuleBot:
     """
 
     rules = (
-        (r"(.+?)吗[?？]", "{}!"),
-        (r"can you (.+)\?", "I can {}!"),
-        (r"do you (.+)\?", "I {}!"),
-        (r"are you (.+)\?", "I am {}!"),
-        (r"is it (.+)\?", "It is {}!"),
+        (r"(.+?)吗[?？]+", "{}!"),
+        (r"can you (.+?)\?+", "I can {}!"),
+        (r"do you (.+?)\?+", "I {}!"),
+        (r"are you (.+?)\?+", "I am {}!"),
+        (r"is it (.+?)\?+", "It is {}!"),
         (r"i(?: a|')m (.+)", "Why are you {}?"),
     )
     swaps = {"i": "you", "me": "you", "my": "your", "you": "I", "your": "my", "am": "are"}
 
     def reply(self, message: str) -> str:
         """Return the bot's answer to `message`; it has one for everything."""
-        message = message.strip()
+        message = message.strip().replace("’", "'")
         for pattern, answer in self.rules:
             if match := re.fullmatch(pattern, message, re.IGNORECASE):
                 return answer.format(*(self._turn_around(part) for part in match.groups()))
@@ -134,7 +134,7 @@ class BigramModel:
 
         Raises ValueError for fewer than two ids, an id outside 0 ... vocab_size - 1, or alpha < 0.
         """
-        if alpha < 0:
+        if not alpha >= 0:
             raise ValueError(f"alpha must be at least 0, got {alpha}")
         ids = self._checked(ids, vocab_size)
         pair_number = ids[:-1] * vocab_size + ids[1:]
@@ -148,17 +148,22 @@ class BigramModel:
 
         With alpha = 0 the row of an id that was never followed by anything is all zeros.
         """
-        smoothed = self.counts + float(self.alpha)
-        smoothed = smoothed.to(torch.float64)
+        smoothed = self.counts.to(torch.float64) + self.alpha
         return smoothed / smoothed.sum(dim=1, keepdim=True).clamp_min(1e-300)
 
     def cross_entropy(self, ids) -> float:
         """Return the mean of -log P(next | current) over `ids` (N,), in nats per predicted id."""
         ids = self._checked(ids, self.vocab_size)
-        return -self.probabilities()[ids[:-1], ids[1:]].log().mean().item()
+        current, following = ids[:-1], ids[1:]
+        hits = self.counts[current, following].to(torch.float64) + self.alpha
+        seen = self.counts.sum(dim=1)[current].to(torch.float64)
+        total = seen + self.alpha * self.vocab_size
+        return -(hits / total.clamp_min(1e-300)).log().mean().item()
 
     def sample(self, start: int, n: int, generator: torch.Generator | None = None) -> list[int]:
         """Return `n` ids that continue `start`, each drawn from the row of the one before."""
+        if not 0 <= start < self.vocab_size:
+            raise ValueError(f"start = {start} is outside 0 ... {self.vocab_size - 1}")
         edges = self.probabilities().cumsum(dim=1)  # (V, V)
         ids = [start]
         for number in torch.rand(n, generator=generator, dtype=torch.float64):
@@ -170,9 +175,12 @@ class BigramModel:
 
     @staticmethod
     def _checked(ids, vocab_size: int) -> torch.Tensor:
-        ids = torch.as_tensor(ids, dtype=torch.int64)
-        if len(ids) < 2:
-            raise ValueError(f"at least 2 ids are needed to see a pair, got {len(ids)}")
+        ids = torch.as_tensor(ids)
+        if ids.ndim != 1 or len(ids) < 2:
+            raise ValueError(f"one row of at least 2 ids is needed, got shape {tuple(ids.shape)}")
+        if ids.is_floating_point():
+            raise ValueError(f"ids must be integers, got {ids.dtype}")
+        ids = ids.to(torch.int64)
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocab_size:
             raise ValueError(f"ids run from {low} to {high}, outside 0 ... {vocab_size - 1}")

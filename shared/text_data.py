@@ -7,9 +7,10 @@ edit the notebook, not this file.
 
 import heapq
 import json
+import operator
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Protocol
@@ -43,6 +44,7 @@ __all__ = [
     "refuse_special",
     "Tables",
     "learn_tables",
+    "FILE_FORMAT",
     "write_tables",
     "read_tables",
     "gpt2_byte_of_character",
@@ -69,8 +71,11 @@ def load_text(source: str | Path | None = None) -> str:
         path = fetch(f"texts/{source}.txt", progress=True)
     else:
         path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is neither a file nor the name of a public text")
     try:
-        return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: bad byte at offset {error.start}") from None
 
@@ -119,7 +124,7 @@ PRE_TOKENS = regex.compile(GPT2_PATTERN)
 
 
 def replace_lone_surrogates(text: str) -> str:
-    """Return `text` with each half of a broken UTF-16 pair, which UTF-8 cannot hold, as U+FFFD."""
+    """Return `text` with U+FFFD for lone surrogates: halves of a UTF-16 pair, not in UTF-8."""
     try:
         text.encode("utf-8")
         return text
@@ -184,11 +189,12 @@ class PairIndex:
                 heapq.heappush(self.heap, self._entry(pair))
         return None
 
-    def merge(self, pair: tuple[bytes, bytes]) -> None:
-        """Glue `pair` in every word that has it, and bring all counts up to date."""
+    def merge(self, pair: tuple[bytes, bytes]) -> int:
+        """Glue `pair` in every word that has it; return how many words were looked at."""
         glued = pair[0] + pair[1]
         created = set()
-        for number in self.where.pop(pair):
+        numbers = self.where.pop(pair)
+        for number in numbers:
             old, times = self.words[number], self.frequency[number]
             new = self.words[number] = merge_pair(old, pair)
             for neighbours in pairwise(old):
@@ -200,6 +206,7 @@ class PairIndex:
                     created.add(neighbours)
         for neighbours in created:
             heapq.heappush(self.heap, self._entry(neighbours))
+        return len(numbers)
 
 
 def train_bpe(word_counts: Mapping[bytes, int], n_merges: int) -> list[tuple[bytes, bytes]]:
@@ -219,6 +226,8 @@ def train_bpe(word_counts: Mapping[bytes, int], n_merges: int) -> list[tuple[byt
 
 def apply_merges(word: bytes, ranks: Mapping[tuple[bytes, bytes], int]) -> list[bytes]:
     """Return the tokens of one pre-token: glue the neighbours of lowest rank until none is left.
+
+    Fine for words; a single pre-token of many thousand different letters takes seconds.
 
     >>> apply_merges(b"then", {(b"h", b"e"): 0, (b"t", b"he"): 1})
     [b'the', b'n']
@@ -249,7 +258,7 @@ def split_safely(text: str, special_tokens: Collection[str]) -> tuple[str, str]:
     cut = 0
     pieces = split_on_special(text, special_tokens)
     for before, token in zip(pieces[::2], pieces[1::2], strict=False):
-        if cut + len(before) >= unclear:
+        if cut + len(before) + len(token) > unclear:
             break
         cut += len(before) + len(token)
     for match in PRE_TOKENS.finditer(text, cut, unclear):
@@ -273,9 +282,9 @@ def special_sets(
 
 def refuse_special(text: str, disallowed: Collection[str]) -> None:
     """Raise ValueError if `text` contains one of the special tokens `disallowed`."""
-    for found in split_on_special(text, disallowed)[1::2]:
+    if found := split_on_special(text, disallowed)[1:2]:
         raise ValueError(
-            f"the text contains the special token {found!r}: allow it with allowed_special, "
+            f"the text contains the special token {found[0]!r}: allow it with allowed_special, "
             "or read it as ordinary text with disallowed_special=()"
         )
 
@@ -302,11 +311,14 @@ def learn_tables(text: str, vocab_size: int, special_tokens: Iterable[str]) -> T
     return dict(enumerate(tokens)), merges, special_ids
 
 
+FILE_FORMAT = "llm-course byte-level BPE 1"
+
+
 def write_tables(path: Path, tables: Tables) -> None:
     """Write a tokenizer's three tables as JSON, all or nothing."""
     vocab, merges, special_tokens = tables
     content = {
-        "format": "llm-course byte-level BPE 1",
+        "format": FILE_FORMAT,
         "vocab": {i: token.decode("latin-1") for i, token in vocab.items()},
         "merges": [[left.decode("latin-1"), right.decode("latin-1")] for left, right in merges],
         "special_tokens": special_tokens,
@@ -323,10 +335,12 @@ def read_tables(path: Path) -> Tables:
     """Read what `write_tables` wrote; ValueError if the file is damaged or something else."""
     try:
         content = json.loads(path.read_bytes())
+        if content["format"] != FILE_FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, not {FILE_FORMAT!r}")
         vocab = {int(i): token.encode("latin-1") for i, token in content["vocab"].items()}
         merges = [(a.encode("latin-1"), b.encode("latin-1")) for a, b in content["merges"]]
         special_tokens = {str(token): int(i) for token, i in content["special_tokens"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path} is not a tokenizer file of this course: {error!r}") from None
     return vocab, merges, special_tokens
 
@@ -389,13 +403,17 @@ def make_tiktoken(vocab, merges, special_tokens) -> tiktoken.Encoding:
         for long in special_tokens:
             if short != long and long.startswith(short):
                 raise ValueError(
-                    f"tiktoken would read {long!r} as {short!r}, its beginning: rename one of them"
+                    f"tiktoken may read {long!r} as {short!r}, its beginning: rename one of them"
                 )
     special_ids = set(special_tokens.values())
     ranks = {token: i for i, token in vocab.items() if i not in special_ids}
     merged = [ranks[left + right] for left, right in merges]
     if merged != sorted(merged):
         raise ValueError("tiktoken needs ids in the order of the merges, and these are not")
+    order = {pair: rank for rank, pair in enumerate(merges)}
+    for left, right in merges:
+        if len(apply_merges(left + right, order)) > 1:
+            raise ValueError(f"{left + right!r} is a token that the merges never make")
     return tiktoken.Encoding(
         name="course-bpe",
         pat_str=GPT2_PATTERN,
@@ -426,7 +444,7 @@ class Tokenizer(Protocol):
 
     def encode_ordinary(self, text: str) -> list[int]: ...
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def decode(self, ids: Sequence[int], /) -> str: ...
 
 
 class BPETokenizer:
@@ -473,7 +491,9 @@ class BPETokenizer:
 
         Raises ValueError if a file's SHA-256 is not that of the original.
         """
-        if vocab_bpe is None or encoder_json is None:
+        if (vocab_bpe is None) != (encoder_json is None):
+            raise ValueError("give both files, vocab.bpe and encoder.json, or neither")
+        if vocab_bpe is None:
             vocab_bpe, encoder_json = fetch_gpt2_vocab()
         return cls(*read_gpt2_tables(Path(vocab_bpe), Path(encoder_json)))
 
@@ -528,12 +548,15 @@ class BPETokenizer:
         """Return the ids of `text`, special tokens in it read as ordinary text."""
         ids = []
         for word in PRE_TOKENS.findall(replace_lone_surrogates(text)):
-            if word not in self._cache:
+            found = self._cache.get(word)
+            if found is None:
+                tokens = apply_merges(word.encode("utf-8"), self._ranks)
+                found = [self._ids[token] for token in tokens]
                 if len(self._cache) == 2**15:
                     self._cache.clear()
-                tokens = apply_merges(word.encode("utf-8"), self._ranks)
-                self._cache[word] = [self._ids[token] for token in tokens]
-            ids.extend(self._cache[word])
+                if len(word) < 64:
+                    self._cache[word] = found
+            ids.extend(found)
         return ids
 
     def encode_iterable(
@@ -545,12 +568,14 @@ class BPETokenizer:
     ) -> Iterator[int]:
         """Yield the ids of the joined `chunks` (an open file, say) without storing them.
 
-        They are the ids that `encode("".join(chunks))` gives, for the same arguments.
+        They are the ids that `encode("".join(chunks))` gives, for the same arguments, as long as
+        no chunk ends in the middle of a surrogate pair.
         """
         sets = special_sets(self.special_tokens, allowed_special, disallowed_special)
         rules = {"allowed_special": sets[0], "disallowed_special": sets[1]}
         kept = ""
         for chunk in chunks:
+            refuse_special(kept + chunk, sets[1])
             ready, kept = split_safely(kept + chunk, sets[0] | sets[1])
             yield from self.encode(ready, **rules)
         yield from self.encode(kept, **rules)
@@ -560,7 +585,7 @@ class BPETokenizer:
 
         Raises ValueError for an id outside the vocabulary.
         """
-        ids = [int(i) for i in ids]
+        ids = [operator.index(i) for i in ids]
         for i in ids:
             if i not in self.vocab:
                 raise ValueError(f"id {i} is outside the vocabulary, 0 ... {self.n_vocab - 1}")
@@ -572,7 +597,8 @@ class GPTDataset(Dataset):
 
     Item i is (inputs, targets), both (T,) int64: token_ids[s : s + T] and [s + 1 : s + T + 1]
     with s = i * stride. They are views when `token_ids` is an int64 tensor; other integer types
-    (a memory-mapped uint16 array, say) are converted window by window.
+    are converted window by window, so that a file of ids opened with
+    np.memmap(path, np.uint16, mode="c") is never read as a whole.
     """
 
     def __init__(self, token_ids, context_length: int, stride: int | None = None):
@@ -582,10 +608,12 @@ class GPTDataset(Dataset):
                 f"context_length and stride must be at least 1, got {context_length} and {stride}"
             )
         self.token_ids = torch.as_tensor(token_ids)  # (N,), shares the memory where it can
-        if self.token_ids.ndim != 1 or self.token_ids.is_floating_point():
+        dtype = self.token_ids.dtype
+        not_ids = dtype.is_floating_point or dtype.is_complex or dtype == torch.bool
+        if self.token_ids.ndim != 1 or not_ids:
             raise ValueError(
                 f"token_ids must be one row of integers, got shape {tuple(self.token_ids.shape)} "
-                f"of {self.token_ids.dtype}"
+                f"of {dtype}"
             )
         if len(self.token_ids) < context_length + 1:
             raise ValueError(

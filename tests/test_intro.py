@@ -1,8 +1,10 @@
 """Chapter 1: the counted model against counting by hand, the rule bot, the helpers."""
 
 import math
+import random
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,14 +36,17 @@ def test_smoothing_by_hand():
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(st.integers(0, 6), min_size=2, max_size=60), st.sampled_from([0.0, 0.5, 1.0]))
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=60), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
 def test_equals_counting_with_a_dictionary(ids, alpha):
     model = BigramModel().fit(ids, vocab_size=7, alpha=alpha)
     total = 0.0
     for a, b in zip(ids[:-1], ids[1:], strict=True):
         pairs = sum(x == a and y == b for x, y in zip(ids[:-1], ids[1:], strict=True))
         total -= math.log((pairs + alpha) / (sum(x == a for x in ids[:-1]) + 7 * alpha))
-    assert model.cross_entropy(ids) == pytest.approx(total / (len(ids) - 1), abs=1e-9)
+    assert model.cross_entropy(ids) == pytest.approx(total / (len(ids) - 1), abs=1e-12)
+    table = model.probabilities()
+    from_table = -sum(math.log(table[a, b]) for a, b in zip(ids[:-1], ids[1:], strict=True))
+    assert from_table == pytest.approx(total, abs=1e-11)
 
 
 def test_samples_follow_the_table_and_the_seed():
@@ -55,11 +60,20 @@ def test_samples_follow_the_table_and_the_seed():
 
 
 def test_bad_input_is_named():
-    for ids, message in [([1], "got 1"), ([0, 5], "from 0 to 5, outside 0 ... 4"), ([-1, 0], "-1")]:
+    for ids, message in (
+        ([1], r"shape \(1,\)"),
+        ([[0, 1], [1, 0]], r"shape \(2, 2\)"),
+        ([0.9, 1.7], "integers"),
+        ([0, 5], "from 0 to 5, outside 0 ... 4"),
+        ([-1, 0], "-1"),
+    ):
         with pytest.raises(ValueError, match=message):
             BigramModel().fit(ids, vocab_size=5)
-    with pytest.raises(ValueError, match="alpha must be at least 0, got -1"):
-        BigramModel().fit([0, 1], vocab_size=5, alpha=-1)
+    for alpha in -1, math.nan:
+        with pytest.raises(ValueError, match=f"alpha must be at least 0, got {alpha}"):
+            BigramModel().fit([0, 1], vocab_size=5, alpha=alpha)
+    with pytest.raises(ValueError, match="start = 7"):
+        BigramModel().fit([0, 1], vocab_size=5).sample(7, 1)
     with pytest.raises(ValueError, match="id 1 was never followed"):
         BigramModel().fit([0, 1], vocab_size=2, alpha=0).sample(0, 5)
 
@@ -74,6 +88,8 @@ def test_bad_input_is_named():
         ("你会说中文吗？", "你会说中文!"),
         ("I'm tired.", "Why are you tired?"),
         ("What is the capital of France?", "Tell me more."),
+        ("I\u2019m tired.", "Why are you tired?"),
+        ("Are you a fish???", "I am a fish!"),
         ("", "Tell me more."),
     ],
 )
@@ -94,9 +110,9 @@ def test_environment_check_says_what_is_missing(tmp_path, capsys):
 
 def test_helpers():
     set_seed(5)
-    first = torch.rand(3)
+    first = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
     set_seed(5)
-    assert torch.equal(first, torch.rand(3))
+    assert first == (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
     torch.zeros(1, device=get_device())
     with mpl.rc_context():
         use_course_style()

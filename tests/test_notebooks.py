@@ -120,7 +120,8 @@ def test_notebook_was_stored_from_a_full_run(path):
     assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
     cells = notebook["cells"]
     counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
-    assert counts == list(range(1, len(counts) + 1))
+    advice = "the stored run is not one from top to bottom: Restart and Run All, or git restore it"
+    assert counts == list(range(1, len(counts) + 1)), advice
     for cell in cells:
         assert set(cell["metadata"]) <= {"tags"}, f"stray metadata: {cell['metadata']}"
         for output in cell.get("outputs", []):
