@@ -1,0 +1,347 @@
+"""The layer that lets every token look back at the others, from a Python loop to the batched
+multi-head attention with a cache that the rest of the course trains and generates with.
+
+Generated from ch03_attention/ch03_attention.ipynb by `python -m shared.export`;
+edit the notebook, not this file.
+"""
+
+import math
+
+import matplotlib as mpl
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = [
+    "future_leak",
+    "CausalSelfAttention",
+    "check_input",
+    "MultiHeadAttentionWrapper",
+    "check_heads",
+    "stack_heads",
+    "attention_mask",
+    "MultiHeadAttention",
+    "plot_attention",
+    "plot_attention_arcs",
+    "LayerCache",
+    "KVCache",
+]
+
+
+def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:
+    """Return the largest gradient of an output with respect to an input that comes after it.
+
+    0.0 means that `layer`, any callable from (1, T, d_in) to (1, T, ...), is causal. Outputs are
+    weighted at random before they are summed, so that leaks cannot cancel.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, n_tokens, d_in, generator=generator).requires_grad_()
+    out = layer(x)
+    probe = torch.randn(out.shape, generator=generator)
+    largest = 0.0
+    for t in range(n_tokens - 1):
+        (gradient,) = torch.autograd.grad((out * probe)[0, t].sum(), x, retain_graph=True)
+        largest = max(largest, gradient[0, t + 1 :].abs().max().item())
+    return largest
+
+
+class CausalSelfAttention(nn.Module):
+    """Causal self-attention with a single head: (B, T, d_in) -> (B, T, d_out).
+
+    Raises ValueError for an input of another width than d_in or longer than context_length.
+    """
+
+    def __init__(
+        self, d_in: int, d_out: int, context_length: int, dropout: float, qkv_bias: bool = False
+    ):
+        super().__init__()
+        self.d_in, self.context_length = d_in, context_length
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.dropout = nn.Dropout(dropout)
+        future = torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), 1)
+        self.register_buffer("future", future, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        check_input(x, self.d_in, self.context_length)
+        n_tokens = x.shape[1]
+        queries, keys, values = self.W_query(x), self.W_key(x), self.W_value(x)  # (B, T, d_out)
+        scores = queries @ keys.mT / keys.shape[-1] ** 0.5  # (B, T, T)
+        scores = scores.masked_fill(self.future[:n_tokens, :n_tokens], -torch.inf)
+        weights = self.dropout(torch.softmax(scores, dim=-1))  # (B, T, T)
+        return weights @ values  # (B, T, d_out)
+
+
+def check_input(x: torch.Tensor, d_in: int, context_length: int, n_past: int = 0) -> None:
+    """Raise ValueError unless x is (B, T, d_in) and n_past + T fits into the context."""
+    if x.ndim != 3 or x.shape[-1] != d_in:
+        raise ValueError(f"expected an input of shape (B, T, {d_in}), got {tuple(x.shape)}")
+    if n_past + x.shape[1] > context_length:
+        raise ValueError(
+            f"{n_past} tokens before and {x.shape[1]} now are more than the context of "
+            f"{context_length} tokens"
+        )
+
+
+class MultiHeadAttentionWrapper(nn.Module):
+    """Causal attention with several heads, run one after another: the slow, readable way.
+
+    (B, T, d_in) -> (B, T, d_out); each head is a CausalSelfAttention of d_out // num_heads.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        context_length: int,
+        dropout: float,
+        num_heads: int,
+        qkv_bias: bool = False,
+    ):
+        super().__init__()
+        check_heads(d_out, num_heads)
+        self.heads = nn.ModuleList(
+            CausalSelfAttention(d_in, d_out // num_heads, context_length, dropout, qkv_bias)
+            for _ in range(num_heads)
+        )
+        self.out_proj = nn.Linear(d_out, d_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(torch.cat([head(x) for head in self.heads], dim=-1))
+
+
+def check_heads(d_out: int, num_heads: int) -> None:
+    """Raise ValueError unless d_out can be shared out evenly among the heads."""
+    if num_heads < 1 or d_out < 1 or d_out % num_heads:
+        raise ValueError(f"d_out = {d_out} cannot be shared out among {num_heads} heads")
+
+
+def stack_heads(wrapper: MultiHeadAttentionWrapper) -> dict[str, torch.Tensor]:
+    """Return the state_dict of a MultiHeadAttention with the weights of a wrapper's heads."""
+    state = {f"out_proj.{name}": value for name, value in wrapper.out_proj.state_dict().items()}
+    for name in wrapper.heads[0].state_dict():  # W_query.weight, ...
+        state[name] = torch.cat([head.state_dict()[name] for head in wrapper.heads])
+    return state
+
+
+def attention_mask(
+    n_queries: int,
+    n_keys: int,
+    pad_left: torch.Tensor | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor | None:
+    """Return who may look at whom, True for yes: (T, S) or with padding (B, 1, T, S), or None.
+
+    The n_queries T are the last of the n_keys S positions. `pad_left` (B,) int64 tells how many
+    positions at the start of each row are padding: nobody looks at them, but they look at
+    themselves, because a softmax over nothing is not a number. None means that no mask is
+    needed beyond the kernel's own `is_causal`, or none at all for a single query.
+    """
+    if pad_left is None and n_queries in (1, n_keys):
+        return None
+    key = torch.arange(n_keys, device=device)  # (S,)
+    query = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]  # (T, 1)
+    past = key <= query  # (T, S)
+    if pad_left is None:
+        return past
+    real = key >= pad_left.to(key.device)[:, None]  # (B, S)
+    return ((past & real[:, None, :]) | (key == query))[:, None]  # (B, 1, T, S)
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal multi-head self-attention (Vaswani et al., 2017): (B, T, d_in) -> (B, T, d_out).
+
+    All heads in one product, attention in one fused call. Without dropout, training memory grows
+    linearly with T, because no T x T matrix is kept.
+
+    Weights of other layers: `stack_heads` maps those of a MultiHeadAttentionWrapper. GPT-2 stores
+    one matrix c_attn.weight (D, 3 D): W_query, W_key and W_value are its three parts of D columns,
+    transposed; c_proj.weight transposed is out_proj.weight.
+
+    Raises ValueError if d_out cannot be shared out among the heads.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        context_length: int,
+        dropout: float,
+        num_heads: int,
+        qkv_bias: bool = False,
+    ):
+        super().__init__()
+        check_heads(d_out, num_heads)
+        self.d_in, self.num_heads, self.head_dim = d_in, num_heads, d_out // num_heads
+        self.context_length, self.dropout = context_length, dropout
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        cache: "LayerCache | None" = None,
+        pad_left: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the context vectors (B, T, d_out) of x (B, T, d_in).
+
+        With `cache`, x continues the tokens whose keys and values are in it, and is added to it.
+        `pad_left` (B,) int64 counts the padding at the start of each row, cached part included.
+        Raises ValueError for another width than d_in or more tokens than the context.
+        """
+        check_input(x, self.d_in, self.context_length, 0 if cache is None else cache.length)
+        queries, keys, values = self._project(x)  # (B, H, T, K) each
+        if cache is not None:
+            keys, values = cache.append(keys, values)  # (B, H, S, K)
+        n_queries, n_keys = queries.shape[2], keys.shape[2]
+        mask = attention_mask(n_queries, n_keys, pad_left, x.device)
+        heads = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None and n_queries > 1,
+            dropout_p=self.dropout if self.training else 0.0,
+        )  # (B, H, T, K)
+        return self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, T, H, K) -> (B, T, d_out)
+
+    def attention_weights(
+        self, x: torch.Tensor, pad_left: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the weights (B, H, T, T) that `forward` uses for x (B, T, d_in), for a look."""
+        check_input(x, self.d_in, self.context_length)
+        queries, keys, _ = self._project(x)
+        scores = queries @ keys.mT / math.sqrt(self.head_dim)  # (B, H, T, T)
+        mask = attention_mask(x.shape[1], x.shape[1], pad_left, x.device)
+        if mask is None:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).tril()
+        return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+
+    def _project(self, x: torch.Tensor) -> list[torch.Tensor]:
+        batch, n_tokens, _ = x.shape
+        shape = (batch, n_tokens, self.num_heads, self.head_dim)
+        return [W(x).view(shape).transpose(1, 2) for W in (self.W_query, self.W_key, self.W_value)]
+
+
+def plot_attention(weights: torch.Tensor, tokens: list[str], titles: list[str] | None = None):
+    """Draw attention weights (H, T, T) or (T, T) over `tokens` as heat maps; return the figure.
+
+    Rows look, columns are looked at. Raises ValueError if the shapes do not fit.
+    """
+    import matplotlib.pyplot as plt
+
+    weights = weights.detach().cpu()
+    weights = weights[None] if weights.ndim == 2 else weights  # (H, T, T)
+    n_heads, n_tokens = weights.shape[0], len(tokens)
+    if weights.shape[1:] != (n_tokens, n_tokens):
+        raise ValueError(f"weights {tuple(weights.shape)} do not fit {n_tokens} tokens")
+    columns = min(n_heads, 4)
+    rows = math.ceil(n_heads / columns)
+    size = (2.1 * columns + 1.0, 2.1 * rows + 0.6)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    shades = mpl.colors.LinearSegmentedColormap.from_list("attention", ["white", "#E69F00"])
+    for n, ax in enumerate(axes.flat):
+        if n >= n_heads:
+            ax.axis("off")
+            continue
+        image = ax.imshow(weights[n].numpy(), vmin=0, vmax=1, cmap=shades)
+        ax.set_title(titles[n] if titles else f"head {n}", fontsize=10)
+        ax.set_xticks(range(n_tokens), tokens, rotation=90, fontsize=8)
+        ax.set_yticks(range(n_tokens), tokens if n % columns == 0 else [""] * n_tokens, fontsize=8)
+        ax.grid(False)
+    fig.colorbar(image, ax=axes, label="weight", shrink=0.8)
+    return fig
+
+
+def plot_attention_arcs(weights: torch.Tensor, tokens: list[str], query: int):
+    """Draw whom token number `query` looks at, weights (T, T), as arcs; return the figure."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7.6, 2.6), layout="constrained")
+    for key in range(query + 1):
+        weight = weights[query, key].item()
+        center, width = (query + key) / 2, query - key
+        arc = mpl.patches.Arc(
+            (center, 0), max(width, 0.5), 0.5 + 0.5 * width,
+            theta1=0, theta2=180, linewidth=0.3 + 8 * weight, color="#E69F00",
+        )  # fmt: skip
+        ax.add_patch(arc)
+    for n, token in enumerate(tokens):
+        style = {"weight": "bold"} if n == query else {}
+        ax.text(n, -0.15, token, ha="center", va="top", color="#0072B2", **style)
+    ax.set(xlim=(-0.6, len(tokens) - 0.4), ylim=(-0.5, 0.4 + 0.25 * len(tokens)))
+    ax.axis("off")
+    return fig
+
+
+class LayerCache:
+    """Room for the keys and values of one attention layer, filled from the left."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        self.keys, self.values = keys, values  # (B, H, M, K) each, M tokens at most
+        self.length = 0
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values (B, H, T, K) of new tokens; return all so far (B, H, S, K), views.
+
+        Raises ValueError, and stores nothing, if they do not fit. For inference: no gradient
+        flows into what is stored.
+        """
+        batch, heads, room, head_dim = self.keys.shape
+        new = keys.shape[2]
+        if (keys.shape[0], keys.shape[1], keys.shape[3]) != (batch, heads, head_dim):
+            raise ValueError(
+                f"the cache was made for shape ({batch}, {heads}, T, {head_dim}), "
+                f"got {tuple(keys.shape)}"
+            )
+        if keys.dtype != self.keys.dtype:
+            raise ValueError(f"the cache was made for {self.keys.dtype}, got {keys.dtype}")
+        if self.length + new > room:
+            raise ValueError(
+                f"the cache is full: {self.length} of {room} tokens used, {new} more do not fit"
+            )
+        end = self.length + new
+        self.keys[:, :, self.length : end] = keys.detach()
+        self.values[:, :, self.length : end] = values.detach()
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class KVCache:
+    """Preallocated keys and values of a whole model: one LayerCache for each attention layer.
+
+    Takes 2 x n_layers x batch_size x n_kv_heads x max_tokens x head_dim numbers of `dtype`.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        batch_size: int,
+        n_kv_heads: int,
+        max_tokens: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ):
+        sizes = (n_layers, batch_size, n_kv_heads, max_tokens, head_dim)
+        if min(sizes) < 1:
+            raise ValueError(f"all sizes of a cache must be at least 1, got {sizes}")
+        room = torch.empty(2, *sizes, dtype=dtype, device=device)
+        self.layers = [LayerCache(room[0, n], room[1, n]) for n in range(n_layers)]
+
+    @property
+    def length(self) -> int:
+        """The number of tokens in the cache."""
+        return self.layers[0].length
+
+    def layer(self, i: int) -> LayerCache:
+        """Return the part for attention layer i."""
+        return self.layers[i]
+
+    def reset(self) -> None:
+        """Forget everything; the memory is kept."""
+        for layer in self.layers:
+            layer.length = 0

@@ -1,0 +1,366 @@
+"""Chapter 3: every version of attention against the one below it and against PyTorch's own."""
+
+import copy
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from shared.attention import (
+    CausalSelfAttention,
+    KVCache,
+    MultiHeadAttention,
+    MultiHeadAttentionWrapper,
+    attention_mask,
+    future_leak,
+    plot_attention,
+    plot_attention_arcs,
+    stack_heads,
+)
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+shapes = st.tuples(
+    st.integers(1, 3),  # B
+    st.integers(1, 9),  # T
+    st.integers(1, 4),  # heads
+    st.integers(1, 5),  # numbers in a head
+    st.booleans(),  # bias
+    st.sampled_from([torch.float32, torch.float64]),
+    st.integers(0, 2**31),  # seed
+)
+many_shapes = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def values_and_gradients(layer, x: torch.Tensor) -> list[torch.Tensor]:
+    """Return the output of layer(x) and the gradients of a fixed function of it."""
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    probe = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    out.mul(probe).sum().backward()
+    return [out.detach(), x.grad]
+
+
+def assert_same(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
+        tolerance = TOLERANCE[a.dtype] * max(1.0, b.abs().max().item())
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+
+
+def by_definition(layer: MultiHeadAttention, x: torch.Tensor) -> torch.Tensor:
+    """Attention with Python loops over texts, heads and queries, straight from the formula."""
+    rows = []
+    size = layer.head_dim
+    for text in x:
+        q, k, v = layer.W_query(text), layer.W_key(text), layer.W_value(text)  # (T, D)
+        for t in range(len(text)):
+            heads = []
+            for start in range(0, layer.num_heads * size, size):
+                part = slice(start, start + size)
+                scores = torch.stack([q[t, part] @ k[s, part] for s in range(t + 1)])
+                weights = (scores / size**0.5).exp()
+                weights = weights / weights.sum()
+                heads.append(sum(w * v[s, part] for s, w in enumerate(weights)))
+            rows.append(layer.out_proj(torch.cat(heads)))
+    return torch.stack(rows).view(*x.shape[:2], -1)
+
+
+@many_shapes
+@given(shapes)
+def test_equals_the_definition(shape):
+    batch, n_tokens, heads, size, bias, dtype, seed = shape
+    torch.manual_seed(seed)
+    layer = MultiHeadAttention(5, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(dtype)
+    x = torch.randn(batch, n_tokens, 5, dtype=dtype)
+    assert_same(
+        values_and_gradients(layer, x), values_and_gradients(lambda x: by_definition(layer, x), x)
+    )
+
+
+@many_shapes
+@given(shapes)
+def test_equals_the_wrapper_with_its_heads_stacked(shape):
+    batch, n_tokens, heads, size, bias, dtype, seed = shape
+    torch.manual_seed(seed)
+    arguments = (7, heads * size, n_tokens + 2, 0.0, heads, bias)
+    wrapper = MultiHeadAttentionWrapper(*arguments).to(dtype)
+    layer = MultiHeadAttention(*arguments).to(dtype)
+    layer.load_state_dict(stack_heads(wrapper))
+    x = torch.randn(batch, n_tokens, 7, dtype=dtype)
+    assert_same(values_and_gradients(layer, x), values_and_gradients(wrapper, x))
+
+
+@many_shapes
+@given(shapes)
+def test_equals_torch_multihead_attention(shape):
+    batch, n_tokens, heads, size, bias, dtype, seed = shape
+    torch.manual_seed(seed)
+    width = heads * size
+    layer = MultiHeadAttention(width, width, n_tokens, 0.0, heads, qkv_bias=bias).to(dtype)
+    reference = nn.MultiheadAttention(width, heads, batch_first=True, dtype=dtype)
+    parts = [layer.W_query, layer.W_key, layer.W_value]
+    state = {
+        "in_proj_weight": torch.cat([part.weight for part in parts]),
+        "in_proj_bias": torch.cat([part.bias for part in parts])
+        if bias
+        else torch.zeros(3 * width, dtype=dtype),
+        "out_proj.weight": layer.out_proj.weight,
+        "out_proj.bias": layer.out_proj.bias,
+    }
+    reference.load_state_dict(state)
+    hidden = torch.ones(n_tokens, n_tokens, dtype=torch.bool).triu(1)
+    x = torch.randn(batch, n_tokens, width, dtype=dtype)
+    assert_same(
+        values_and_gradients(layer, x),
+        values_and_gradients(lambda x: reference(x, x, x, attn_mask=hidden)[0], x),
+    )
+
+
+@many_shapes
+@given(shapes)
+def test_single_head_equals_torchs_function(shape):
+    batch, n_tokens, _, size, bias, dtype, seed = shape
+    torch.manual_seed(seed)
+    layer = CausalSelfAttention(4, size, n_tokens + 1, 0.0, qkv_bias=bias).to(dtype)
+
+    def reference(x):
+        q, k, v = layer.W_query(x), layer.W_key(x), layer.W_value(x)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    x = torch.randn(batch, n_tokens, 4, dtype=dtype)
+    assert_same(values_and_gradients(layer, x), values_and_gradients(reference, x))
+
+
+def test_gpt2_weights_fit_as_the_docstring_says():
+    torch.manual_seed(0)
+    width, heads, n_tokens = 12, 3, 6
+    c_attn, bias = torch.randn(width, 3 * width), torch.randn(3 * width)  # GPT-2's Conv1D: x @ W
+    c_proj, proj_bias = torch.randn(width, width), torch.randn(width)
+    layer = MultiHeadAttention(width, width, n_tokens, 0.0, heads, qkv_bias=True)
+    state = {"out_proj.weight": c_proj.T, "out_proj.bias": proj_bias}
+    for name, w, b in zip(
+        ("W_query", "W_key", "W_value"), c_attn.T.chunk(3), bias.chunk(3), strict=True
+    ):
+        state[f"{name}.weight"], state[f"{name}.bias"] = w, b
+    layer.load_state_dict(state)
+    x = torch.randn(2, n_tokens, width)
+    q, k, v = (x @ c_attn + bias).split(width, dim=2)
+    q, k, v = (t.view(2, n_tokens, heads, -1).transpose(1, 2) for t in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer(x), y @ c_proj + proj_bias)
+
+
+# --- causality --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        CausalSelfAttention(6, 4, 8, 0.0),
+        MultiHeadAttentionWrapper(6, 4, 8, 0.0, 2),
+        MultiHeadAttention(6, 4, 8, 0.0, 2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_nothing_leaks_from_the_future(layer):
+    assert future_leak(layer, 8, 6) == 0.0
+
+
+def test_the_leak_test_catches_broken_masks():
+    layer = CausalSelfAttention(6, 4, 8, 0.0)
+    for broken in (layer.future.triu(2), torch.zeros_like(layer.future)):
+        leaky = copy.deepcopy(layer)
+        leaky.future = broken
+        assert future_leak(leaky, 8, 6) > 1e-5
+    assert future_leak(lambda x: x - x.mean(dim=1, keepdim=True), 5, 3) > 0.01
+    assert future_leak(lambda x: x.flip(1), 5, 3) > 0.01
+    assert future_leak(lambda x: x.cumsum(1), 5, 3) == 0.0
+
+
+def test_dropout_only_in_training():
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(8, 8, 16, dropout=0.5, num_heads=2)
+    plain = MultiHeadAttention(8, 8, 16, dropout=0.0, num_heads=2)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 16, 8)
+    assert not torch.allclose(layer(x), layer(x))
+    torch.testing.assert_close(layer.eval()(x), plain(x))
+    layer.train()
+    mean = torch.stack([layer(x) for _ in range(3_000)]).mean(0)  # what is kept is scaled up
+    torch.testing.assert_close(mean, plain(x), atol=0.06, rtol=0)
+
+
+def test_the_mask_moves_with_its_model_and_stays_out_of_checkpoints():
+    layer = CausalSelfAttention(6, 4, 8, 0.0)
+    assert layer.to("meta").future.device.type == "meta"
+    assert set(layer.state_dict()) == {"W_query.weight", "W_key.weight", "W_value.weight"}
+    assert not list(MultiHeadAttention(6, 4, 8, 0.0, 2).buffers())
+
+
+# --- cache and padding ------------------------------------------------------------------------
+
+
+def steps_of(n_tokens: int, cuts: list[int]) -> list[slice]:
+    edges = [0, *sorted({cut for cut in cuts if 0 < cut < n_tokens}), n_tokens]
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+@many_shapes
+@given(shapes, st.lists(st.integers(1, 8), max_size=8), st.data())
+def test_cached_pass_equals_full_pass_with_and_without_padding(shape, cuts, data):
+    batch, n_tokens, heads, size, bias, dtype, seed = shape
+    torch.manual_seed(seed)
+    layer = (
+        MultiHeadAttention(6, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(dtype).eval()
+    )
+    x = torch.randn(batch, n_tokens, 6, dtype=dtype)
+    padding = st.lists(st.integers(0, n_tokens - 1), min_size=batch, max_size=batch)
+    pad_left = torch.tensor(data.draw(padding)) if data.draw(st.booleans()) else None
+    full = layer(x, pad_left=pad_left).detach()
+    cache = KVCache(1, batch, heads, n_tokens, size, dtype)
+    for part in steps_of(n_tokens, cuts):
+        out = layer(x[:, part], cache=cache.layer(0), pad_left=pad_left).detach()
+        assert_same([out], [full[:, part]])
+    assert cache.length == n_tokens
+    cache.reset()
+    assert cache.length == 0
+    assert_same([layer(x, cache=cache.layer(0), pad_left=pad_left).detach()], [full])
+
+
+@many_shapes
+@given(shapes, st.data())
+def test_a_row_does_not_notice_its_padding_or_its_neighbours(shape, data):
+    batch, _, heads, size, bias, dtype, seed = shape
+    torch.manual_seed(seed)
+    lengths = data.draw(st.lists(st.integers(1, 7), min_size=batch, max_size=batch))
+    longest = max(lengths) + data.draw(st.integers(0, 2))
+    layer = MultiHeadAttention(6, heads * size, longest, 0.0, heads, qkv_bias=bias).to(dtype).eval()
+    rows = [torch.randn(1, n, 6, dtype=dtype) for n in lengths]
+    padded = torch.cat(
+        [
+            F.pad(row, (0, 0, longest - n, 0), value=50.0)
+            for row, n in zip(rows, lengths, strict=True)
+        ]
+    )
+    pad_left = torch.tensor([longest - n for n in lengths])
+    together = layer(padded, pad_left=pad_left).detach()
+    assert together.isfinite().all()
+    weights = layer.attention_weights(padded, pad_left=pad_left)
+    for row, n, out, weight in zip(rows, lengths, together, weights, strict=True):
+        assert_same([out[longest - n :]], [layer(row).detach()[0]])
+        assert weight[:, longest - n :, : longest - n].abs().sum() == 0
+
+
+@many_shapes
+@given(shapes)
+def test_shown_weights_are_the_used_ones(shape):
+    batch, n_tokens, heads, size, bias, dtype, seed = shape
+    torch.manual_seed(seed)
+    layer = MultiHeadAttention(6, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(dtype)
+    x = torch.randn(batch, n_tokens, 6, dtype=dtype)
+    weights = layer.attention_weights(x)
+    assert weights.shape == (batch, heads, n_tokens, n_tokens)
+    values = layer.W_value(x).view(batch, n_tokens, heads, size).transpose(1, 2)
+    out = layer.out_proj((weights @ values).transpose(1, 2).flatten(2))
+    assert_same([out.detach()], [layer(x).detach()])
+
+
+def test_masks_by_hand():
+    assert attention_mask(4, 4) is None and attention_mask(1, 9) is None
+    assert attention_mask(2, 4).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    padded = attention_mask(3, 3, torch.tensor([0, 2]))
+    assert padded.shape == (2, 1, 3, 3)
+    assert padded[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert padded[1, 0].int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_training_memory_grows_linearly():
+    def kept_bytes(n_tokens):
+        layer = MultiHeadAttention(32, 32, 2048, 0.0, 4)
+        sizes = {}
+        x = torch.randn(1, n_tokens, 32)
+
+        def note(tensor):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            out = layer(x)
+        out.sum().backward()
+        weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+        return sum(size for pointer, size in sizes.items() if pointer not in weights)
+
+    small, middle, large = kept_bytes(512), kept_bytes(1024), kept_bytes(2048)
+    assert middle < 2.1 * small and large < 2.1 * middle
+    assert small > 512 * 32 * 4  # the counter does count
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+def cached_call(layer=None, x_shape=(2, 3, 8), **cache):
+    arguments = {
+        "n_layers": 1, "batch_size": 2, "n_kv_heads": 2, "max_tokens": 4, "head_dim": 4,
+    } | cache  # fmt: skip
+    layer = layer or MultiHeadAttention(8, 8, 6, 0.0, 2)
+    return layer(torch.randn(x_shape), cache=KVCache(**arguments).layer(0))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: MultiHeadAttention(8, 10, 6, 0.0, 3), "d_out = 10 .* 3 heads"),
+        (lambda: MultiHeadAttentionWrapper(8, 10, 6, 0.0, 4), "d_out = 10 .* 4 heads"),
+        (lambda: MultiHeadAttention(8, 8, 6, 0.0, 0), "0 heads"),
+        (lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(1, 7, 8)), "0 .* 7 .* 6 tokens"),
+        (
+            lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(1, 4, 9)),
+            r"8\), got \(1, 4, 9\)",
+        ),
+        (lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(4, 8)), r"got \(4, 8\)"),
+        (lambda: CausalSelfAttention(8, 8, 6, 0.0)(torch.randn(1, 7, 8)), "7 .* 6 tokens"),
+        (lambda: CausalSelfAttention(8, 8, 6, 0.0)(torch.randn(1, 4, 9)), "got"),
+        (lambda: cached_call(x_shape=(2, 5, 8)), "full: 0 of 4 tokens used, 5 more"),
+        (lambda: cached_call(x_shape=(2, 7, 8), max_tokens=9), "7 now .* 6 tokens"),
+        (lambda: cached_call(batch_size=3), r"\(3, 2, T, 4\), got \(2, 2, 3, 4\)"),
+        (lambda: cached_call(n_kv_heads=1), r"\(2, 1, T, 4\)"),
+        (lambda: cached_call(dtype=torch.float64), "torch.float64, got torch.float32"),
+        (lambda: KVCache(1, 2, 2, 0, 4), r"at least 1, got \(1, 2, 2, 0, 4\)"),
+        (lambda: plot_attention(torch.ones(2, 3, 3), ["a", "b"]), r"\(2, 3, 3\) do not fit 2"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_refused_append_changes_nothing():
+    cache = KVCache(2, 1, 2, 4, 4)
+    good = torch.randn(1, 2, 3, 4)
+    keys, values = cache.layer(1).append(good, good + 1)
+    torch.testing.assert_close((keys, values), (good, good + 1))
+    with pytest.raises(ValueError, match="full: 3 of 4"):
+        cache.layer(1).append(good, good)
+    assert cache.layer(1).length == 3
+    torch.testing.assert_close(cache.layer(1).keys[:, :, :3], good)
+    more, _ = cache.layer(1).append(good[:, :, :1], good[:, :, :1])
+    assert more.shape == (1, 2, 4, 4)
+    assert more.data_ptr() == cache.layer(1).keys.data_ptr()  # a view, no copy
+
+
+def test_plots_draw_what_they_are_given():
+    weights = torch.eye(3).repeat(5, 1, 1)
+    figure = plot_attention(weights, ["a", "b", "c"])
+    images = [ax.images[0].get_array() for ax in figure.axes if ax.images]
+    assert len(images) >= 5 and (images[0] == torch.eye(3).numpy()).all()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "b", "c"]
+    arcs = plot_attention_arcs(
+        torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.2, 0.3, 0.5]]), ["a", "b", "c"], 1
+    )
+    widths = [patch.get_linewidth() for patch in arcs.axes[0].patches]
+    assert len(widths) == 2 and widths[0] == widths[1]
+    plt.close("all")
