@@ -31,9 +31,13 @@ __all__ = [
 def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:
     """Return the largest gradient of an output with respect to an input that comes after it.
 
-    0.0 means that `layer`, any callable from (1, T, d_in) to (1, T, ...), is causal. Outputs are
-    weighted at random before they are summed, so that leaks cannot cancel.
+    0.0 means that no gradient of `layer`, any callable from (1, T, d_in) to (1, T, ...), reaches a
+    later input. That finds every differentiable leak; one through a hard decision (argmax, a
+    threshold) has no gradient. Outputs are weighted at random, so that leaks cannot cancel.
+    Raises ValueError for fewer than 2 tokens or a gradient that is not finite.
     """
+    if n_tokens < 2:
+        raise ValueError(f"a leak test needs at least 2 tokens, got {n_tokens}")
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, n_tokens, d_in, generator=generator).requires_grad_()
     out = layer(x)
@@ -41,6 +45,8 @@ def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:
     largest = 0.0
     for t in range(n_tokens - 1):
         (gradient,) = torch.autograd.grad((out * probe)[0, t].sum(), x, retain_graph=True)
+        if not gradient.isfinite().all():
+            raise ValueError(f"the gradient of output {t} is not finite")
         largest = max(largest, gradient[0, t + 1 :].abs().max().item())
     return largest
 
@@ -290,6 +296,11 @@ class LayerCache:
         Raises ValueError, and stores nothing, if they do not fit. For inference: no gradient
         flows into what is stored.
         """
+        if values.shape != keys.shape or values.dtype != keys.dtype:
+            raise ValueError(
+                f"keys {tuple(keys.shape)} {keys.dtype} and values {tuple(values.shape)} "
+                f"{values.dtype} differ"
+            )
         batch, heads, room, head_dim = self.keys.shape
         new = keys.shape[2]
         if (keys.shape[0], keys.shape[1], keys.shape[3]) != (batch, heads, head_dim):

@@ -178,6 +178,10 @@ def test_the_leak_test_catches_broken_masks():
     assert future_leak(lambda x: x - x.mean(dim=1, keepdim=True), 5, 3) > 0.01
     assert future_leak(lambda x: x.flip(1), 5, 3) > 0.01
     assert future_leak(lambda x: x.cumsum(1), 5, 3) == 0.0
+    with pytest.raises(ValueError, match="not finite"):
+        future_leak(lambda x: x.cumsum(1) * float("nan"), 5, 3)
+    with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
+        future_leak(lambda x: x, 1, 3)
 
 
 def test_dropout_only_in_training():
@@ -345,6 +349,8 @@ def test_a_refused_append_changes_nothing():
     torch.testing.assert_close((keys, values), (good, good + 1))
     with pytest.raises(ValueError, match="full: 3 of 4"):
         cache.layer(1).append(good, good)
+    with pytest.raises(ValueError, match="differ"):
+        cache.layer(1).append(good[:, :, :1], good[:, :, :1].double())
     assert cache.layer(1).length == 3
     torch.testing.assert_close(cache.layer(1).keys[:, :, :3], good)
     more, _ = cache.layer(1).append(good[:, :, :1], good[:, :, :1])
