@@ -79,8 +79,14 @@ class CausalSelfAttention(nn.Module):
         return weights @ values  # (B, T, d_out)
 
 
-def check_input(x: torch.Tensor, d_in: int, context_length: int, n_past: int = 0) -> None:
-    """Raise ValueError unless x is (B, T, d_in) and n_past + T fits into the context."""
+def check_input(
+    x: torch.Tensor,
+    d_in: int,
+    context_length: int,
+    n_past: int = 0,
+    pad_left: torch.Tensor | None = None,
+) -> None:
+    """Raise ValueError unless x is (B, T, d_in), n_past + T fits the context, pad_left is (B,)."""
     if x.ndim != 3 or x.shape[-1] != d_in:
         raise ValueError(f"expected an input of shape (B, T, {d_in}), got {tuple(x.shape)}")
     if n_past + x.shape[1] > context_length:
@@ -88,6 +94,8 @@ def check_input(x: torch.Tensor, d_in: int, context_length: int, n_past: int = 0
             f"{n_past} tokens before and {x.shape[1]} now are more than the context of "
             f"{context_length} tokens"
         )
+    if pad_left is not None and pad_left.shape != x.shape[:1]:
+        raise ValueError(f"pad_left {tuple(pad_left.shape)} does not fit {x.shape[0]} rows")
 
 
 class MultiHeadAttentionWrapper(nn.Module):
@@ -142,8 +150,11 @@ def attention_mask(
     The n_queries T are the last of the n_keys S positions. `pad_left` (B,) int64 tells how many
     positions at the start of each row are padding: nobody looks at them, but they look at
     themselves, because a softmax over nothing is not a number. None means that no mask is
-    needed beyond the kernel's own `is_causal`, or none at all for a single query.
+    needed beyond the kernel's own `is_causal`, or none at all for a single query. Raises
+    ValueError unless 1 <= n_queries <= n_keys.
     """
+    if not 1 <= n_queries <= n_keys:
+        raise ValueError(f"{n_queries} queries cannot be the last of {n_keys} keys")
     if pad_left is None and n_queries in (1, n_keys):
         return None
     key = torch.arange(n_keys, device=device)  # (S,)
@@ -163,7 +174,8 @@ class MultiHeadAttention(nn.Module):
 
     Weights of other layers: `stack_heads` maps those of a MultiHeadAttentionWrapper. GPT-2 stores
     one matrix c_attn.weight (D, 3 D): W_query, W_key and W_value are its three parts of D columns,
-    transposed; c_proj.weight transposed is out_proj.weight.
+    transposed, and c_attn.bias (3 D) holds their biases (qkv_bias=True); c_proj.weight transposed
+    is out_proj.weight, and c_proj.bias is out_proj.bias.
 
     Raises ValueError if d_out cannot be shared out among the heads.
     """
@@ -196,9 +208,11 @@ class MultiHeadAttention(nn.Module):
 
         With `cache`, x continues the tokens whose keys and values are in it, and is added to it.
         `pad_left` (B,) int64 counts the padding at the start of each row, cached part included.
-        Raises ValueError for another width than d_in or more tokens than the context.
+        Raises ValueError for another width than d_in, another number of rows in `pad_left`, or
+        more tokens than the context, padding and the cached part counted.
         """
-        check_input(x, self.d_in, self.context_length, 0 if cache is None else cache.length)
+        n_past = 0 if cache is None else cache.length
+        check_input(x, self.d_in, self.context_length, n_past, pad_left)
         queries, keys, values = self._project(x)  # (B, H, T, K) each
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, H, S, K)
@@ -217,8 +231,8 @@ class MultiHeadAttention(nn.Module):
     def attention_weights(
         self, x: torch.Tensor, pad_left: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the weights (B, H, T, T) that `forward` uses for x (B, T, d_in), for a look."""
-        check_input(x, self.d_in, self.context_length)
+        """Return the weights (B, H, T, T) of `forward` in evaluation, without a cache."""
+        check_input(x, self.d_in, self.context_length, pad_left=pad_left)
         queries, keys, _ = self._project(x)
         scores = queries @ keys.mT / math.sqrt(self.head_dim)  # (B, H, T, T)
         mask = attention_mask(x.shape[1], x.shape[1], pad_left, x.device)
@@ -308,8 +322,9 @@ class LayerCache:
                 f"the cache was made for shape ({batch}, {heads}, T, {head_dim}), "
                 f"got {tuple(keys.shape)}"
             )
-        if keys.dtype != self.keys.dtype:
-            raise ValueError(f"the cache was made for {self.keys.dtype}, got {keys.dtype}")
+        kind = (self.keys.dtype, self.keys.device)
+        if (keys.dtype, keys.device) != kind:
+            raise ValueError(f"the cache was made for {kind}, got {(keys.dtype, keys.device)}")
         if self.length + new > room:
             raise ValueError(
                 f"the cache is full: {self.length} of {room} tokens used, {new} more do not fit"

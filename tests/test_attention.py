@@ -314,6 +314,11 @@ def cached_call(layer=None, x_shape=(2, 3, 8), **cache):
     return layer(torch.randn(x_shape), cache=KVCache(**arguments).layer(0))
 
 
+def padded_call(method: str):
+    layer = MultiHeadAttention(8, 8, 6, 0.0, 2)
+    return getattr(layer, method)(torch.randn(2, 3, 8), pad_left=torch.tensor([0, 1, 2]))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -332,7 +337,12 @@ def cached_call(layer=None, x_shape=(2, 3, 8), **cache):
         (lambda: cached_call(x_shape=(2, 7, 8), max_tokens=9), "7 now .* 6 tokens"),
         (lambda: cached_call(batch_size=3), r"\(3, 2, T, 4\), got \(2, 2, 3, 4\)"),
         (lambda: cached_call(n_kv_heads=1), r"\(2, 1, T, 4\)"),
-        (lambda: cached_call(dtype=torch.float64), "torch.float64, got torch.float32"),
+        (lambda: cached_call(dtype=torch.float64), "torch.float64.*, got .torch.float32"),
+        (lambda: cached_call(device="meta"), "meta.*, got .*cpu"),
+        (lambda: attention_mask(3, 2), "3 queries cannot be the last of 2 keys"),
+        (lambda: attention_mask(0, 2), "0 queries"),
+        (lambda: padded_call("forward"), r"pad_left \(3,\) does not fit 2 rows"),
+        (lambda: padded_call("attention_weights"), r"pad_left \(3,\) does not fit 2 rows"),
         (lambda: KVCache(1, 2, 2, 0, 4), r"at least 1, got \(1, 2, 2, 0, 4\)"),
         (lambda: plot_attention(torch.ones(2, 3, 3), ["a", "b"]), r"\(2, 3, 3\) do not fit 2"),
     ],

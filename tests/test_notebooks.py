@@ -1,12 +1,12 @@
 """Every notebook, read as data, keeps the rules that make it good to read and safe to re-run."""
 
-import ast
 import json
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from code_lines import lines_of_code
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(ROOT.glob("ch*/*.ipynb"))
@@ -33,18 +33,6 @@ def tags(cell) -> set[str]:
 
 def is_plain(source: str) -> bool:
     return not re.search(r"^(class|def|@)", source, re.MULTILINE)
-
-
-def lines_of_code(source: str) -> int:
-    """Count the lines of a cell without blank lines, comments and docstrings."""
-    lines = source.splitlines()
-    code = {
-        n for n, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")
-    }
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    return len(code)
 
 
 def test_there_are_notebooks_and_figures():
