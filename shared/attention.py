@@ -169,8 +169,8 @@ def attention_mask(
 class MultiHeadAttention(nn.Module):
     """Causal multi-head self-attention (Vaswani et al., 2017): (B, T, d_in) -> (B, T, d_out).
 
-    All heads in one product, attention in one fused call. Without dropout, training memory grows
-    linearly with T, because no T x T matrix is kept.
+    All heads in one product, attention in one fused call. Without dropout and padding, training
+    memory grows linearly with T, because no T x T matrix is kept.
 
     Weights of other layers: `stack_heads` maps those of a MultiHeadAttentionWrapper. GPT-2 stores
     one matrix c_attn.weight (D, 3 D): W_query, W_key and W_value are its three parts of D columns,

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -32,7 +32,10 @@ shapes = st.tuples(
     st.sampled_from([torch.float32, torch.float64]),
     st.integers(0, 2**31),  # seed
 )
-many_shapes = settings(max_examples=60, deadline=None, derandomize=True)
+# no shrinking: a failure should show within seconds
+many_shapes = settings(
+    max_examples=60, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
+)
 
 
 def values_and_gradients(layer, x: torch.Tensor) -> list[torch.Tensor]:
@@ -178,6 +181,8 @@ def test_the_leak_test_catches_broken_masks():
     assert future_leak(lambda x: x - x.mean(dim=1, keepdim=True), 5, 3) > 0.01
     assert future_leak(lambda x: x.flip(1), 5, 3) > 0.01
     assert future_leak(lambda x: x.cumsum(1), 5, 3) == 0.0
+    last = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]).view(1, 5, 1)
+    assert future_leak(lambda x: x + (x * last).roll(-1, dims=1), 5, 3) > 0.01  # only 4 sees 5
     with pytest.raises(ValueError, match="not finite"):
         future_leak(lambda x: x.cumsum(1) * float("nan"), 5, 3)
     with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
@@ -195,6 +200,14 @@ def test_dropout_only_in_training():
     layer.train()
     mean = torch.stack([layer(x) for _ in range(3_000)]).mean(0)  # what is kept is scaled up
     torch.testing.assert_close(mean, plain(x), atol=0.06, rtol=0)
+
+
+def test_single_head_drops_weights_only_in_training():
+    torch.manual_seed(0)
+    layer = CausalSelfAttention(8, 8, 16, dropout=0.5)
+    x = torch.randn(2, 16, 8)
+    assert not torch.allclose(layer(x), layer(x))
+    torch.testing.assert_close(layer.eval()(x), layer(x))
 
 
 def test_the_mask_moves_with_its_model_and_stays_out_of_checkpoints():
