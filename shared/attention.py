@@ -20,6 +20,7 @@ __all__ = [
     "check_heads",
     "stack_heads",
     "attention_mask",
+    "attend",
     "MultiHeadAttention",
     "plot_attention",
     "plot_attention_arcs",
@@ -166,6 +167,35 @@ def attention_mask(
     return ((past & real[:, None, :]) | (key == query))[:, None]  # (B, 1, T, S)
 
 
+def attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cache: "LayerCache | None" = None,
+    pad_left: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Return the context vectors (B, T, H * K) for queries (B, H, T, K) of the newest T tokens.
+
+    Keys and values (B, H, T, K) may have fewer heads, each of which then serves several queries.
+    With `cache` they are added to it, and the queries look at all that it holds.
+    """
+    if cache is not None:
+        keys, values = cache.append(keys, values)  # (B, H, S, K)
+    n_heads, n_queries, n_keys = *queries.shape[1:3], keys.shape[2]
+    mask = attention_mask(n_queries, n_keys, pad_left, queries.device)
+    heads = F.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None and n_queries > 1,
+        dropout_p=dropout,
+        enable_gqa=keys.shape[1] < n_heads,
+    )  # (B, H, T, K)
+    return heads.transpose(1, 2).flatten(2)  # (B, T, H, K) -> (B, T, H * K)
+
+
 class MultiHeadAttention(nn.Module):
     """Causal multi-head self-attention (Vaswani et al., 2017): (B, T, d_in) -> (B, T, d_out).
 
@@ -214,19 +244,8 @@ class MultiHeadAttention(nn.Module):
         n_past = 0 if cache is None else cache.length
         check_input(x, self.d_in, self.context_length, n_past, pad_left)
         queries, keys, values = self._project(x)  # (B, H, T, K) each
-        if cache is not None:
-            keys, values = cache.append(keys, values)  # (B, H, S, K)
-        n_queries, n_keys = queries.shape[2], keys.shape[2]
-        mask = attention_mask(n_queries, n_keys, pad_left, x.device)
-        heads = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and n_queries > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # (B, H, T, K)
-        return self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, T, H, K) -> (B, T, d_out)
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(attend(queries, keys, values, cache, pad_left, dropout))
 
     def attention_weights(
         self, x: torch.Tensor, pad_left: torch.Tensor | None = None

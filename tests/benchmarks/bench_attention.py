@@ -56,20 +56,25 @@ def compare_speed(runs: int) -> None:
     print(f"ours {ours * 1e3:.1f} ms, fused QKV {theirs * 1e3:.1f} ms, ratio {ours / theirs:.3f}")
 
 
-def peak_bytes(n_tokens: int) -> int:
-    """Return the peak of allocated memory over a forward and a backward pass, from the profiler."""
-    layer = MultiHeadAttention(384, 384, n_tokens, 0.0, 6)
-    x = torch.randn(1, n_tokens, 384, requires_grad=True)
-    layer(x).sum().backward()  # the gradients exist before we count
+def peak_of(function) -> int:
+    """Return the peak of the memory that function() allocates, from the profiler, in bytes."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        layer(x).sum().backward()
+        function()
     held = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+def peak_bytes(n_tokens: int) -> int:
+    """Return the peak of allocated memory over a forward and a backward pass."""
+    layer = MultiHeadAttention(384, 384, n_tokens, 0.0, 6)
+    x = torch.randn(1, n_tokens, 384, requires_grad=True)
+    layer(x).sum().backward()  # the gradients exist before we count
+    return peak_of(lambda: layer(x).sum().backward())
 
 
 def main() -> None:

@@ -1,0 +1,326 @@
+"""A complete GPT-2, built part by part, whose 124,412,160 parameters you can count by hand, and
+which writes its first (nonsense) text.
+
+Generated from ch04_gpt_model/ch04_gpt_model.ipynb by `python -m shared.export`;
+edit the notebook, not this file.
+"""
+
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from shared.attention import KVCache, MultiHeadAttention
+
+__all__ = [
+    "LayerNorm",
+    "GELU",
+    "FeedForward",
+    "onednn_is_faster",
+    "USE_ONEDNN",
+    "onednn_product",
+    "OneDNNLinear",
+    "Linear",
+    "use_fast_linear",
+    "TransformerBlock",
+    "GPTConfig",
+    "check_config",
+    "token_positions",
+    "Decoder",
+    "GPTModel",
+    "initialise",
+    "count_parameters",
+    "GPT_CONFIGS",
+    "generate_greedy",
+]
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al., 2016) of the last axis: (..., D) -> (..., D).
+
+    Mean 0 and biased variance 1, then times `weight` (D,) plus `bias` (D,).
+    """
+
+    def __init__(self, emb_dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(emb_dim))
+        self.bias = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class GELU(nn.Module):
+    """Gaussian error linear unit (Hendrycks and Gimpel, 2016) in the tanh form of GPT-2."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between, for each token alone: (..., D) -> (..., D)."""
+
+    def __init__(self, emb_dim: int):
+        super().__init__()
+        self.expand = nn.Linear(emb_dim, 4 * emb_dim)
+        self.gelu = GELU()
+        self.project = nn.Linear(4 * emb_dim, emb_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.project(self.gelu(self.expand(x)))
+
+
+def onednn_is_faster() -> bool:
+    """Return whether float32 products should go through oneDNN: where MKL meets an AMD CPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    maker = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    has_both = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_both and "AuthenticAMD" in maker
+
+
+USE_ONEDNN = onednn_is_faster()
+
+
+def onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None):
+    """Return x @ weight.T + bias, computed by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """The product and its gradients by oneDNN."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return onednn_product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1]).contiguous()  # (B * T, d_out)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_x = onednn_product(rows, weight.T).view(x.shape) if needs_x else None
+        columns = x.reshape(-1, x.shape[-1]).T  # (d_in, B * T)
+        grad_weight = onednn_product(rows.T, columns) if needs_weight else None  # (d_out, d_in)
+        return grad_x, grad_weight, rows.sum(dim=0) if needs_bias else None
+
+
+class Linear(nn.Linear):
+    """An nn.Linear that uses the faster of PyTorch's two libraries; same weights, same result."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        plain = x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling()
+        if not USE_ONEDNN or plain or torch.is_autocast_enabled("cpu"):
+            return F.linear(x, self.weight, self.bias)
+        product = OneDNNLinear.apply if torch.is_grad_enabled() else onednn_product
+        return product(x.contiguous(), self.weight, self.bias)
+
+
+def use_fast_linear(model: nn.Module) -> None:
+    """Make every nn.Linear of the model a Linear, in place; the weights stay the same tensors."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block of GPT-2: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    (B, T, D) -> (B, T, D); `cache` and `pad_left` are handed to the attention.
+    """
+
+    def __init__(self, config: "GPTConfig"):
+        super().__init__()
+        D = config.emb_dim
+        self.norm1 = LayerNorm(D)
+        self.attention = MultiHeadAttention(
+            D, D, config.context_length, config.drop_rate, config.n_heads, config.qkv_bias
+        )
+        self.norm2 = LayerNorm(D)
+        self.feed_forward = FeedForward(D)
+        self.dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: torch.Tensor, cache=None, pad_left=None) -> torch.Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), cache, pad_left))
+        return x + self.dropout(self.feed_forward(self.norm2(x)))
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """What a GPTModel looks like; the defaults are GPT-2 124M with tied weights, without biases
+    in the attention's projections.
+
+    Raises ValueError for sizes below 1, heads that do not divide emb_dim, or a drop_rate outside
+    [0, 1).
+    """
+
+    vocab_size: int = 50_257
+    context_length: int = 1024  # most tokens that the model can see
+    emb_dim: int = 768  # D
+    n_heads: int = 12  # H
+    n_layers: int = 12
+    drop_rate: float = 0.0  # GPT-2 was trained with 0.1
+    qkv_bias: bool = False  # GPT-2 has them
+    tie_weights: bool = True  # out_head and tok_emb share one matrix
+
+    def __post_init__(self):
+        check_config(self, "vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
+
+    @property
+    def head_dim(self) -> int:
+        """The numbers in a head, K = D // H."""
+        return self.emb_dim // self.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """The heads whose keys and values are cached: all of them."""
+        return self.n_heads
+
+
+def check_config(config, *sizes: str) -> None:
+    """Raise ValueError unless the named sizes are at least 1 and the heads divide emb_dim.
+
+    A `drop_rate`, where the config has one, must lie in [0, 1).
+    """
+    for name in sizes:
+        if not isinstance(value := getattr(config, name), int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if config.emb_dim % config.n_heads:
+        raise ValueError(f"{config.n_heads} heads do not divide emb_dim = {config.emb_dim}")
+    if not 0 <= getattr(config, "drop_rate", 0) < 1:
+        raise ValueError(f"drop_rate must be in [0, 1), got {config.drop_rate}")
+
+
+def token_positions(
+    n_tokens: int, n_past: int = 0, pad_left: torch.Tensor | None = None, device=None
+) -> torch.Tensor:
+    """Return the positions of n_tokens new tokens after n_past cached ones: (T,), or (B, T).
+
+    With `pad_left` (B,) they are counted from each row's first real token; padding gets 0.
+    """
+    position = torch.arange(n_past, n_past + n_tokens, device=device)  # (T,)
+    if pad_left is None:
+        return position
+    return (position - pad_left.to(position.device)[:, None]).clamp(min=0)  # (B, T)
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model. Subclasses define `embed` and set the attributes
+
+    config, tok_emb, blocks, final_norm and out_head. Replacing out_head, by two classes say,
+    never changes tok_emb, tied or not.
+    """
+
+    def forward(self, token_ids: torch.Tensor, cache=None, *, pad_left=None) -> torch.Tensor:
+        """Return the logits (B, T, V) for token_ids (B, T) int64.
+
+        With `cache` (see new_cache) the tokens continue those in it, and are added to it.
+        `pad_left` (B,) int64: how many padding tokens each row starts with, cached part included.
+        Raises ValueError for another shape, or more tokens than the context (padding counts).
+        """
+        return self.out_head(self.hidden_states(token_ids, cache, pad_left=pad_left))
+
+    def hidden_states(self, token_ids: torch.Tensor, cache=None, *, pad_left=None) -> torch.Tensor:
+        """Return what forward hands to out_head: (B, T, D), after final_norm."""
+        n_past = 0 if cache is None else cache.length
+        if (
+            token_ids.ndim != 2
+            or not 1 <= token_ids.shape[1] <= self.config.context_length - n_past
+        ):
+            raise ValueError(
+                f"token ids {tuple(token_ids.shape)} after {n_past} cached ones: expected (B, T) "
+                f"with 1 to {self.config.context_length} tokens in all"
+            )
+        x = self.embed(token_ids, n_past, pad_left)  # (B, T, D)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache.layer(i), pad_left)
+        return self.final_norm(x)
+
+    def new_cache(self, batch_size: int, max_tokens: int) -> KVCache:
+        """Return an empty cache for max_tokens tokens (at most the context) of batch_size rows."""
+        config, weight = self.config, self.tok_emb.weight
+        if max_tokens > config.context_length:
+            raise ValueError(f"{max_tokens} tokens exceed the context of {config.context_length}")
+        sizes = (config.n_layers, batch_size, config.n_kv_heads, max_tokens, config.head_dim)
+        return KVCache(*sizes, dtype=weight.dtype, device=weight.device)
+
+
+class GPTModel(Decoder):
+    """GPT-2 (Radford et al., 2019): learned positions, pre-norm blocks, tied output head."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
+        self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
+        self.dropout = nn.Dropout(config.drop_rate)
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.final_norm = LayerNorm(config.emb_dim)
+        self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.out_head.weight = self.tok_emb.weight
+        initialise(self)
+        use_fast_linear(self)
+
+    def embed(self, token_ids: torch.Tensor, n_past: int = 0, pad_left=None) -> torch.Tensor:
+        """Return token plus position vectors (B, T, D) of token_ids (B, T)."""
+        positions = token_positions(token_ids.shape[1], n_past, pad_left, token_ids.device)
+        return self.dropout(self.tok_emb(token_ids) + self.pos_emb(positions))
+
+
+def initialise(model: Decoder, std: float = 0.02) -> None:
+    """Draw the weights of a model as GPT-2 does: normal, with smaller ones into the stream."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            into_stream = name.endswith(("out_proj", "project"))
+            scale = 1 / math.sqrt(2 * model.config.n_layers) if into_stream else 1.0
+            nn.init.normal_(module.weight, std=std * scale)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def count_parameters(model: nn.Module, trainable: bool = False) -> int:
+    """Return how many numbers the model has, shared ones counted once; or only trained ones."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+GPT_CONFIGS = {
+    "124M": GPTConfig(qkv_bias=True),
+    "355M": GPTConfig(emb_dim=1024, n_heads=16, n_layers=24, qkv_bias=True),
+    "774M": GPTConfig(emb_dim=1280, n_heads=20, n_layers=36, qkv_bias=True),
+    "1558M": GPTConfig(emb_dim=1600, n_heads=25, n_layers=48, qkv_bias=True),
+    "mini": GPTConfig(6400, 512, emb_dim=512, n_heads=8, n_layers=16),
+}
+
+
+@torch.no_grad()
+def generate_greedy(
+    model: Decoder,
+    token_ids: torch.Tensor,
+    max_new_tokens: int,
+    *,
+    use_cache: bool = True,
+    pad_left: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Append the most likely token, max_new_tokens times: (B, T) -> (B, T + max_new_tokens).
+
+    Stops early when the text fills the model's context. Put the model into eval mode first.
+    `pad_left` (B,): how many padding tokens each row of token_ids starts with.
+    Raises ValueError for a prompt longer than the context.
+    """
+    batch_size, n_tokens = token_ids.shape
+    if n_tokens > model.config.context_length:
+        raise ValueError(f"{n_tokens} tokens exceed the context of {model.config.context_length}")
+    end = min(n_tokens + max_new_tokens, model.config.context_length)
+    cache = model.new_cache(batch_size, end) if use_cache and end > n_tokens else None
+    new = token_ids  # what the model has not yet seen
+    while token_ids.shape[1] < end:
+        hidden = model.hidden_states(new if use_cache else token_ids, cache, pad_left=pad_left)
+        new = model.out_head(hidden[:, -1:]).argmax(dim=-1)  # (B, 1)
+        token_ids = torch.cat([token_ids, new], dim=1)
+    return token_ids
