@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from shared.attention import KVCache, MultiHeadAttention
 
@@ -24,6 +25,7 @@ __all__ = [
     "USE_ONEDNN",
     "onednn_product",
     "OneDNNLinear",
+    "onednn_can",
     "Linear",
     "use_fast_linear",
     "TransformerBlock",
@@ -88,37 +90,53 @@ USE_ONEDNN = onednn_is_faster()
 
 def onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None):
     """Return x @ weight.T + bias, computed by oneDNN."""
+    bias = None if bias is None else bias.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """The product and its gradients by oneDNN."""
+    """The product and its gradients by oneDNN; once differentiable."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return onednn_product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1]).contiguous()  # (B * T, d_out)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grad_x = onednn_product(rows, weight.T).view(x.shape) if needs_x else None
-        columns = x.reshape(-1, x.shape[-1]).T  # (d_in, B * T)
-        grad_weight = onednn_product(rows.T, columns) if needs_weight else None  # (d_out, d_in)
+        grad_x = onednn_product(grad, weight.T) if needs_x else None
+        rows, grad_weight = (
+            grad.flatten(0, -2) if grad.ndim > 1 else grad[None],
+            None,
+        )  # (B T, d_out)
+        if needs_weight:
+            columns = x.reshape(-1, x.shape[-1]).T  # (d_in, B T)
+            grad_weight = onednn_product(rows.T, columns)  # (d_out, d_in)
         return grad_x, grad_weight, rows.sum(dim=0) if needs_bias else None
 
 
+def onednn_can(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether oneDNN can take this product: plain float32 numbers on the CPU."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    usual = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight))
+    return usual and x.numel() > 0 and x.shape[-1] == weight.shape[1]
+
+
 class Linear(nn.Linear):
-    """An nn.Linear that uses the faster of PyTorch's two libraries; same weights, same result."""
+    """An nn.Linear that uses the faster of PyTorch's two libraries; same weights, same result.
+
+    Only the first derivative is defined; for torch.func, use nn.Linear.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        plain = x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling()
-        if not USE_ONEDNN or plain or torch.is_autocast_enabled("cpu"):
+        if not USE_ONEDNN or not onednn_can(x, self.weight):
             return F.linear(x, self.weight, self.bias)
         product = OneDNNLinear.apply if torch.is_grad_enabled() else onednn_product
-        return product(x.contiguous(), self.weight, self.bias)
+        return product(x, self.weight, self.bias)
 
 
 def use_fast_linear(model: nn.Module) -> None:
@@ -188,7 +206,8 @@ def check_config(config, *sizes: str) -> None:
     A `drop_rate`, where the config has one, must lie in [0, 1).
     """
     for name in sizes:
-        if not isinstance(value := getattr(config, name), int) or value < 1:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if config.emb_dim % config.n_heads:
         raise ValueError(f"{config.n_heads} heads do not divide emb_dim = {config.emb_dim}")
@@ -236,18 +255,28 @@ class Decoder(nn.Module):
                 f"token ids {tuple(token_ids.shape)} after {n_past} cached ones: expected (B, T) "
                 f"with 1 to {self.config.context_length} tokens in all"
             )
+        if pad_left is not None and pad_left.shape != token_ids.shape[:1]:
+            raise ValueError(f"pad_left {tuple(pad_left.shape)} does not fit {len(token_ids)} rows")
         x = self.embed(token_ids, n_past, pad_left)  # (B, T, D)
         for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache.layer(i), pad_left)
         return self.final_norm(x)
 
+    def tie(self) -> None:
+        """Let out_head and tok_emb share one matrix, if the configuration says so."""
+        if self.config.tie_weights:
+            self.out_head.weight = self.tok_emb.weight
+
     def new_cache(self, batch_size: int, max_tokens: int) -> KVCache:
         """Return an empty cache for max_tokens tokens (at most the context) of batch_size rows."""
         config, weight = self.config, self.tok_emb.weight
+        kind = weight.device.type
+        mixed = torch.is_autocast_enabled(kind)  # then keys and values come in another dtype
+        dtype = torch.get_autocast_dtype(kind) if mixed else weight.dtype
         if max_tokens > config.context_length:
             raise ValueError(f"{max_tokens} tokens exceed the context of {config.context_length}")
         sizes = (config.n_layers, batch_size, config.n_kv_heads, max_tokens, config.head_dim)
-        return KVCache(*sizes, dtype=weight.dtype, device=weight.device)
+        return KVCache(*sizes, dtype=dtype, device=weight.device)
 
 
 class GPTModel(Decoder):
@@ -262,8 +291,7 @@ class GPTModel(Decoder):
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
         self.final_norm = LayerNorm(config.emb_dim)
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-        if config.tie_weights:
-            self.out_head.weight = self.tok_emb.weight
+        self.tie()
         initialise(self)
         use_fast_linear(self)
 
@@ -274,7 +302,7 @@ class GPTModel(Decoder):
 
 
 def initialise(model: Decoder, std: float = 0.02) -> None:
-    """Draw the weights of a model as GPT-2 does: normal, with smaller ones into the stream."""
+    """Draw the weights of a model after GPT-2's paper: normal, smaller ones into the stream."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             into_stream = name.endswith(("out_proj", "project"))

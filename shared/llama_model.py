@@ -5,6 +5,7 @@ Generated from ch04_gpt_model/ch04_llama_model.ipynb by `python -m shared.export
 edit the notebook, not this file.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,22 +51,18 @@ class Rotary:
     def __init__(self, head_dim: int, context_length: int, base: float = 10_000.0):
         if head_dim % 2:
             raise ValueError(f"rotary positions need pairs, but a head has {head_dim} numbers")
-        self.head_dim, self.context_length, self.base = head_dim, context_length, base
-        self.table: torch.Tensor | None = None
-
-    def turns(self, device: torch.device) -> torch.Tensor:
-        """Return cos + i sin of every angle, (context, K / 2), made at the first call."""
-        if self.table is None or self.table.device != device:
-            pair = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu")
-            speeds = self.base ** (-pair / self.head_dim)  # (K / 2,)
-            positions = torch.arange(self.context_length, dtype=torch.float64, device="cpu")
-            angles = torch.outer(positions, speeds)  # (context, K / 2)
-            self.table = torch.polar(torch.ones_like(angles), angles).to(torch.complex64).to(device)
-        return self.table
+        pair = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
+        speeds = base ** (-pair / head_dim)  # (K / 2,) radians for each position
+        positions = torch.arange(context_length, dtype=torch.float64, device="cpu")
+        angles = torch.outer(positions, speeds)  # (context, K / 2)
+        turns = torch.polar(torch.ones_like(angles), angles)  # cos + i sin
+        self.turns = {"cpu": turns.to(torch.complex64)}  # and a copy on every device that asks
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Turn x (B, H, T, K) by its positions (T,) or (B, T) int64."""
-        turns = self.turns(x.device)[positions]  # (T, K / 2) or (B, T, K / 2)
+        if (device := str(x.device)) not in self.turns:
+            self.turns[device] = self.turns["cpu"].to(x.device)
+        turns = self.turns[device][positions]  # (T, K / 2) or (B, T, K / 2)
         if positions.ndim == 2:
             turns = turns[:, None]  # (B, 1, T, K / 2): all heads alike
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -151,7 +148,7 @@ class LlamaConfig:
             raise ValueError(f"{self.n_kv_heads} kv heads do not divide {self.n_heads} heads")
         if self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head dimension, got {self.head_dim}")
-        if self.rope_base <= 0 or self.norm_eps <= 0:
+        if not (0 < self.rope_base < math.inf and 0 < self.norm_eps < math.inf):
             raise ValueError(f"not positive: base {self.rope_base} or eps {self.norm_eps}")
 
     @property
@@ -189,8 +186,7 @@ class LlamaModel(Decoder):
         self.blocks = nn.ModuleList(LlamaBlock(config, rotary) for _ in range(config.n_layers))
         self.final_norm = RMSNorm(config.emb_dim, config.norm_eps)
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-        if config.tie_weights:
-            self.out_head.weight = self.tok_emb.weight
+        self.tie()
         initialise(self)
         use_fast_linear(self)
 

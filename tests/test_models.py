@@ -1,5 +1,6 @@
 """Chapter 4: both models against transformers' stored results, torch, and themselves."""
 
+import cmath
 import math
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
@@ -41,7 +42,9 @@ from shared.llama_model import (
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GPT = GPTConfig(61, 20, emb_dim=24, n_heads=3, n_layers=2, qkv_bias=True)
-LLAMA = LlamaConfig(61, 20, 24, 6, 2, 2, hidden_dim=40, rope_base=500.0, tie_weights=False)
+LLAMA = LlamaConfig(
+    61, 20, 24, 6, 2, 2, hidden_dim=40, rope_base=500.0, norm_eps=1e-2, tie_weights=False
+)
 few = settings(
     max_examples=40, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
 )
@@ -233,6 +236,11 @@ def test_rotary_scores_depend_on_the_distance_only(pairs, m, n, shift, seed):
     ]
     torch.testing.assert_close(score[0], score[1], atol=1e-4, rtol=0)
     turned = rotary(q, torch.tensor([m]))[0, 0, 0]
+    far = Rotary(2 * pairs, 8192, 100_000.0)(q, torch.tensor([8191]))[0, 0, 0]
+    for pair in range(pairs):
+        angle = 8191 * 100_000.0 ** (-2 * pair / (2 * pairs))
+        expected = complex(*q[0, 0, 0, 2 * pair : 2 * pair + 2].tolist()) * cmath.exp(1j * angle)
+        torch.testing.assert_close(far[2 * pair].item(), expected.real, atol=1e-5, rtol=0)
     for pair in range(pairs):  # by hand
         angle = m * 10_000.0 ** (-2 * pair / (2 * pairs))
         a, b = q[0, 0, 0, 2 * pair : 2 * pair + 2].tolist()
@@ -384,13 +392,155 @@ def test_generation_lengths(config):
         generate_greedy(model, torch.zeros(1, 21, dtype=torch.int64), 1)
 
 
-def test_dropout_stands_in_three_places():
+def test_dropout_stands_in_three_places(monkeypatch):
+    dropped, rates = [], []
+    real_dropout, real_attention = F.dropout, F.scaled_dot_product_attention
+
+    def dropout(x, p, training, inplace=False):
+        dropped.append(p if training else 0.0)
+        return real_dropout(x, p, training, inplace)
+
+    def attention(*args, dropout_p=0.0, **options):
+        rates.append(dropout_p)
+        return real_attention(*args, dropout_p=dropout_p, **options)
+
+    monkeypatch.setattr(F, "dropout", dropout)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     model = GPTModel(replace(GPT, drop_rate=0.5)).train()
-    assert model.dropout.p == 0.5
-    assert all(block.dropout.p == 0.5 and block.attention.dropout == 0.5 for block in model.blocks)
-    token_ids = torch.zeros(1, 4, dtype=torch.int64)
-    assert not torch.equal(model(token_ids), model(token_ids))
-    assert torch.equal(model.eval()(token_ids), model(token_ids))
+    model(torch.zeros(1, 4, dtype=torch.int64))
+    assert dropped == [0.5] * (1 + 2 * GPT.n_layers)  # embeddings, and the end of both branches
+    assert rates == [0.5] * GPT.n_layers
+    dropped.clear()
+    rates.clear()
+    model.eval()(torch.zeros(1, 4, dtype=torch.int64))
+    assert set(dropped) == {0.0} == set(rates)
+
+
+@each_model
+def test_generation_uses_the_cache_scores_one_position_and_keeps_no_graph(config, monkeypatch):
+    model = build(config)
+    lengths, scored = [], []
+    real = model.hidden_states
+    monkeypatch.setattr(
+        model,
+        "hidden_states",
+        lambda ids, *a, **k: lengths.append(ids.shape[1]) or real(ids, *a, **k),
+    )
+    model.out_head.register_forward_pre_hook(
+        lambda _, x: scored.append((x[0].shape[1], x[0].requires_grad))
+    )
+    generate_greedy(model, torch.zeros(2, 5, dtype=torch.int64), 4)
+    assert lengths == [5, 1, 1, 1] and set(scored) == {(1, False)}
+    lengths.clear()
+    generate_greedy(model, torch.zeros(2, 5, dtype=torch.int64), 4, use_cache=False)
+    assert lengths == [5, 6, 7, 8]
+
+
+@each_model
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_cached_generation_in_other_dtypes(config, dtype):
+    model = build(config).to(dtype)
+    ids = torch.randint(61, (2, 6))
+    with torch.no_grad():
+        cache = model.new_cache(2, 6)
+        parts = torch.cat([model(ids[:, :4], cache), model(ids[:, 4:], cache)], dim=1)
+        assert parts.dtype == dtype
+        atol = 1e-10 if dtype == torch.float64 else 0.5
+        torch.testing.assert_close(parts, model(ids), atol=atol, rtol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert generate_greedy(build(config), ids, 3).shape == (2, 9)
+
+
+def test_the_published_shapes():
+    gpt2 = {
+        "124M": (768, 12, 12),
+        "355M": (1024, 16, 24),
+        "774M": (1280, 20, 36),
+        "1558M": (1600, 25, 48),
+    }
+    for name, shape in gpt2.items():
+        config = GPT_CONFIGS[name]
+        assert (config.emb_dim, config.n_heads, config.n_layers) == shape
+        assert (config.vocab_size, config.context_length) == (50_257, 1024)
+        assert config.qkv_bias and config.tie_weights
+    mini = GPT_CONFIGS["mini"]
+    assert (mini.n_layers, mini.n_heads, mini.emb_dim, mini.context_length) == (16, 8, 512, 512)
+    assert mini.vocab_size == 6400
+    smol = (49_152, 8192, 576, 9, 3, 30, 1536, 100_000.0, 1e-5, True)
+    assert tuple(getattr(SMOLLM2_135M, field.name) for field in fields(SMOLLM2_135M)) == smol
+
+
+@each_model
+def test_tie_after_assigning_weights(config):
+    model = build(replace(config, tie_weights=True))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    assert model.out_head.weight is not model.tok_emb.weight
+    model.tie()
+    assert model.out_head.weight is model.tok_emb.weight
+
+
+def test_where_the_fast_product_is_used(monkeypatch, tmp_path):
+    for model in (build(GPT), build(LLAMA)):
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        assert layers and all(type(layer) is Linear for layer in layers)
+    calls = []
+    monkeypatch.setattr(
+        shared.gpt_model,
+        "onednn_product",
+        lambda x, w, b=None: calls.append(1) or F.linear(x, w, b),
+    )
+    layer = Linear(3, 2)
+    monkeypatch.setattr(shared.gpt_model, "USE_ONEDNN", False)
+    layer(torch.ones(1, 3))
+    assert not calls
+    monkeypatch.setattr(shared.gpt_model, "USE_ONEDNN", True)
+    layer(torch.ones(1, 3))
+    with torch.no_grad():
+        layer(torch.ones(1, 3))
+    assert len(calls) == 2
+    layer(torch.ones(0, 3))
+    torch.jit.trace(layer, torch.ones(1, 3))
+    Linear(3, 2, dtype=torch.float64)(torch.ones(1, 3, dtype=torch.float64))
+    assert len(calls) == 2
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.ones(1, 4))
+
+    class Cpuinfo:
+        def __init__(self, text):
+            self.text = text
+
+        def __call__(self, path):
+            return self
+
+        def exists(self):
+            return bool(self.text)
+
+        def read_text(self):
+            return self.text
+
+    monkeypatch.setattr(shared.gpt_model.torch.backends.mkl, "is_available", lambda: True)
+    for text, processor, expected in [
+        ("vendor_id : AuthenticAMD", "", True), ("vendor_id : GenuineIntel", "", False),
+        ("", "AMD64 Family 25 Model 80 Stepping 0, AuthenticAMD", True), ("", "arm", False),
+    ]:  # fmt: skip
+        monkeypatch.setattr(shared.gpt_model, "Path", Cpuinfo(text))
+        monkeypatch.setattr(shared.gpt_model.platform, "processor", lambda answer=processor: answer)
+        has_it = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        assert shared.gpt_model.onednn_is_faster() == (expected and has_it)
+
+
+def test_the_fast_product_has_one_derivative_and_takes_strided_biases():
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this build of PyTorch has no oneDNN")
+    x, weight = torch.randn(2, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    bias = torch.randn(8)[::2]
+    torch.testing.assert_close(OneDNNLinear.apply(x, weight, bias), F.linear(x, weight, bias))
+    (grad,) = torch.autograd.grad(
+        OneDNNLinear.apply(x, weight, None).square().sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 @each_model
@@ -427,6 +577,9 @@ def test_bad_input_is_named(config):
         (LLAMA, {"hidden_dim": 0}, "hidden_dim"),
         (LLAMA, {"n_kv_heads": 0}, "n_kv_heads"),
         (LLAMA, {"rope_base": 0.0}, "not positive"),
+        (LLAMA, {"rope_base": float("nan")}, "not positive"),
+        (LLAMA, {"norm_eps": 0.0}, "not positive"),
+        (GPT, {"n_layers": True}, "n_layers .* got True"),
     ],
 )
 def test_impossible_configurations_are_refused(config, change, message):
