@@ -1,4 +1,4 @@
-"""A complete GPT-2, built part by part, whose 124,412,160 parameters you can count by hand, and
+"""A complete GPT-2, built part by part, whose 124 million parameters you can count by hand, and
 which writes its first (nonsense) text.
 
 Generated from ch04_gpt_model/ch04_gpt_model.ipynb by `python -m shared.export`;
@@ -119,7 +119,7 @@ class OneDNNLinear(torch.autograd.Function):
 
 
 def onednn_can(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Return whether oneDNN can take this product: plain float32 numbers on the CPU."""
+    """Return whether oneDNN can take this product: float32 on the CPU, not mixed precision."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     usual = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight))
@@ -170,8 +170,8 @@ class TransformerBlock(nn.Module):
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """What a GPTModel looks like; the defaults are GPT-2 124M with tied weights, without biases
-    in the attention's projections.
+    """What a GPTModel looks like; the defaults have the shape of GPT-2 124M, but no biases for
+    queries, keys and values.
 
     Raises ValueError for sizes below 1, heads that do not divide emb_dim, or a drop_rate outside
     [0, 1).
@@ -271,7 +271,7 @@ class Decoder(nn.Module):
         """Return an empty cache for max_tokens tokens (at most the context) of batch_size rows."""
         config, weight = self.config, self.tok_emb.weight
         kind = weight.device.type
-        mixed = torch.is_autocast_enabled(kind)  # then keys and values come in another dtype
+        mixed = torch.is_autocast_enabled(kind)  # mixed precision: keys come in another dtype
         dtype = torch.get_autocast_dtype(kind) if mixed else weight.dtype
         if max_tokens > config.context_length:
             raise ValueError(f"{max_tokens} tokens exceed the context of {config.context_length}")

@@ -65,18 +65,18 @@ SHARED = {
     ],
     "when": ["One morning", "One Saturday", "One afternoon", "One Sunday", "One Friday"],
     "giver": [
-        "The {object} was a present from {his} grandma.",
-        "The {object} was a present from {his} uncle.",
-        "The {object} was {his} favourite thing in the world.",
-        "{He} took the {object} everywhere.",
-        "{He} had got the {object} for {his} birthday.",
+        "The {colour} {object} came from {his} grandma.",
+        "The {colour} {object} came from {his} uncle.",
+        "The {colour} {object} was {his} favourite thing.",
+        "{He} took the {colour} {object} everywhere.",
+        "The {colour} {object} was a birthday present.",
     ],
     "trait": ["kind", "friendly", "clever", "cheerful", "gentle", "wise"],
     "sad": [
         "{He} felt like crying.",
         "A tear ran down {his} cheek.",
         "{He} sat down and sighed.",
-        "{name} did not know what to do.",
+        "{name} bit {his} lip.",
         "{His} heart grew heavy.",
     ],
     "come": [
@@ -144,16 +144,16 @@ LOST = {  # something is lost, and found again
         },
     ],
     "kept": [
-        "{He} held the {object} tight all the way home.",
+        "{He} held the {colour} {object} tight all the way home.",
         "Now {he} could {wish} after all, and the {helper} stayed to watch.",
         "From then on {he} took good care of the {colour} {object}.",
-        "They shared {snack}, with the {object} safe between them.",
+        "They shared {snack}, with the {colour} {object} safe between them.",
         "And the {colour} {object} was never lost again.",
     ],
     "night": [
-        '"Good night, {helper}," {name} said softly, and touched the {object} once more.',
-        "Now the {object} was safe, and {name} dreamed of the {trait} {helper}.",
-        "{name} smiled and fell asleep with one hand on the {object}.",
+        '"Good night, {helper}," {name} said softly, and touched the {colour} {object} once more.',
+        "Now the {colour} {object} was safe, and {name} dreamed of the {trait} {helper}.",
+        "{name} smiled and fell asleep with one hand on the {colour} {object}.",
         '"Tomorrow I will take {snack} to the {helper}," {name} thought, and fell asleep.',
     ],
     "lost_thing": [
@@ -162,10 +162,10 @@ LOST = {  # something is lost, and found again
             "scene": ["Gulls called above the beach.", "The waves rolled up the beach."],
             "wish": ["build a castle of sand", "look for shells"],
             "gone": [
-                "a big wave {had}pulled the {object} out to sea",
-                "the tide {had}carried the {object} away",
+                "a big wave {had}pulled the {colour} {object} out to sea",
+                "the tide {had}carried the {colour} {object} away",
             ],
-            "trouble_is": "The sea has taken my {object}",
+            "trouble_is": "The sea has taken my {colour} {object}",
             "friend": [
                 {"helper": "crab",
                  "found": "ran into the waves and came back with the {colour} {object}"},
@@ -179,9 +179,9 @@ LOST = {  # something is lost, and found again
             "wish": ["see the {object} dance", "fly the {object} up to the clouds"],
             "gone": [
                 "the string {had}slipped from {his} hand",
-                "a gust {had}carried the {object} over the trees",
+                "a gust {had}carried the {colour} {object} over the trees",
             ],
-            "trouble_is": "The wind has stolen my {object}",
+            "trouble_is": "The wind has stolen my {colour} {object}",
             "friend": [
                 {"helper": "owl",
                  "found": "flew over the trees and came back with the {colour} {object}"},
@@ -194,10 +194,10 @@ LOST = {  # something is lost, and found again
             "scene": ["The pond was as smooth as glass.", "Dragonflies danced over the pond."],
             "wish": ["sail the {object} to the other side", "play captain"],
             "gone": [
-                "the {object} {had}drifted into the tall reeds",
-                "the string {had}snapped, and the {object} was nowhere to be seen",
+                "the {colour} {object} {had}drifted into the tall reeds",
+                "the string {had}snapped, and the {colour} {object} was nowhere to be seen",
             ],
-            "trouble_is": "My {object} has sailed away without me",
+            "trouble_is": "My {colour} {object} has sailed away without me",
             "friend": [
                 {"helper": "duck",
                  "found": "swam into the reeds and pushed the {colour} {object} back"},
@@ -210,10 +210,10 @@ LOST = {  # something is lost, and found again
             "scene": ["Leaves rustled in the forest.", "The forest smelled of moss."],
             "wish": ["pick mushrooms", "look for acorns"],
             "gone": [
-                "the {object} {had}vanished among the ferns",
-                "the {object} {had}vanished under the falling leaves",
+                "the {colour} {object} {had}vanished among the ferns",
+                "the {colour} {object} {had}vanished under the falling leaves",
             ],
-            "trouble_is": "I cannot find my {object} anywhere",
+            "trouble_is": "I cannot find my {colour} {object} anywhere",
             "friend": [
                 {"helper": "deer",
                  "found": "followed the path back and found the {colour} {object}"},
@@ -226,10 +226,10 @@ LOST = {  # something is lost, and found again
             "scene": ["The market was full of people.", "A band was playing at the market."],
             "wish": ["buy plums", "look at the ponies"],
             "gone": [
-                "the {object} {had}disappeared between two stalls",
-                "the {object} {had}disappeared while {he} listened to the music",
+                "the {colour} {object} {had}disappeared between two stalls",
+                "the {colour} {object} {had}disappeared while {he} listened to the music",
             ],
-            "trouble_is": "Somebody must have moved my {object}",
+            "trouble_is": "Somebody must have moved my {colour} {object}",
             "friend": [
                 {"helper": "baker",
                  "found": "found the {colour} {object} under the bread table"},
@@ -242,10 +242,10 @@ LOST = {  # something is lost, and found again
             "scene": ["Snow lay deep on the field.", "The field sparkled with frost."],
             "wish": ["build a snowman", "build a house of snow"],
             "gone": [
-                "the {object} {had}slipped into the deep snow",
-                "snow {had}dropped from a branch and covered the {object}",
+                "the {colour} {object} {had}slipped into the deep snow",
+                "snow {had}dropped from a branch and covered the {colour} {object}",
             ],
-            "trouble_is": "My {object} is somewhere under the snow",
+            "trouble_is": "My {colour} {object} is somewhere under the snow",
             "friend": [
                 {"helper": "robin",
                  "found": "hopped over the snow and found the {colour} {object} at last"},
@@ -255,12 +255,12 @@ LOST = {  # something is lost, and found again
         {
             "place": "the garden", "object": "ball",
             "scene": ["Bees hummed in the garden.", "The garden smelled of roses."],
-            "wish": ["practise goals", "throw the {object} up high"],
+            "wish": ["practise goals", "throw the {colour} {object} up high"],
             "gone": [
-                "the {object} {had}rolled deep into the thorny hedge",
-                "the {object} {had}bounced into the middle of the hedge",
+                "the {colour} {object} {had}rolled deep into the thorny hedge",
+                "the {colour} {object} {had}bounced into the middle of the hedge",
             ],
-            "trouble_is": "My {object} is stuck in the hedge",
+            "trouble_is": "My {colour} {object} is stuck in the hedge",
             "friend": [
                 {"helper": "hedgehog",
                  "found": "crept into the hedge and rolled the {colour} {object} out"},
@@ -273,10 +273,10 @@ LOST = {  # something is lost, and found again
             "scene": ["The meadow was full of flowers.", "Crickets sang in the meadow."],
             "wish": ["pick flowers", "call the goats"],
             "gone": [
-                "the {object} {had}slipped through a hole in {his} pocket",
-                "the {object} {had}dropped into the long grass",
+                "the {colour} {object} {had}slipped through a hole in {his} pocket",
+                "the {colour} {object} {had}dropped into the long grass",
             ],
-            "trouble_is": "My {object} is lost in the grass",
+            "trouble_is": "My {colour} {object} is lost in the grass",
             "friend": [
                 {"helper": "magpie",
                  "found": "flew low over the grass and picked up the {colour} {object}"},
@@ -314,14 +314,14 @@ MENDED = {  # something breaks, and is mended
     "age": ["five", "six", "seven", "eight"],
     "village": ["a small village", "a crooked house", "a busy street", "a house by the mill"],
     "seek": [
-        "{name} took the {object} to a {trait} {helper}.",
+        "{name} took the {colour} {object} to a {trait} {helper}.",
         "At last {he} went to see a {trait} {helper}.",
-        "So {name} ran to a {trait} {helper} who lived nearby.",
+        "So {name} ran to a {trait} {helper} nearby.",
     ],
     "again": [
         "Soon {joy}, and {name} sang a song.",
         "Before the sun went down, {joy}.",
-        "The {colour} {object} was better than before, and {he} could {wish} at last.",
+        "The {colour} {object} was better than before, and now {he} could {wish}.",
         '"My {colour} {object} is the best in the world," said {name}.',
         "{name} paid with {snack}, and then {joy}.",
     ],
@@ -329,9 +329,9 @@ MENDED = {  # something breaks, and is mended
         {
             "object": "kite",
             "wish": ["fly it over the roofs", "show it to {his} cousins"],
-            "broke": ["a thorn {had}ripped a hole in the {object}",
-                      "a branch {had}poked a hole in the {object}"],
-            "trouble_is": "There is a hole in my {object}",
+            "broke": ["a thorn {had}ripped a hole in the {colour} {object}",
+                      "a branch {had}poked a hole in the {colour} {object}"],
+            "trouble_is": "There is a hole in my {colour} {object}",
             "joy": "the {colour} {object} danced above the roofs",
             "friend": [
                 {"helper": "spider",
@@ -343,7 +343,7 @@ MENDED = {  # something breaks, and is mended
             "object": "cart",
             "wish": ["take {his} cat for a ride", "carry pumpkins to the market"],
             "broke": ["a wheel {had}cracked on a stone", "a wheel {had}dropped off on the hill"],
-            "trouble_is": "My {object} needs a new wheel",
+            "trouble_is": "My {colour} {object} needs a new wheel",
             "joy": "the {colour} {object} rattled down the lane",
             "friend": [
                 {"helper": "blacksmith", "fixed": "made a strong new wheel of iron"},
@@ -353,9 +353,9 @@ MENDED = {  # something breaks, and is mended
         {
             "object": "boat",
             "wish": ["sail it down the stream", "sail it to the island"],
-            "broke": ["a sharp rock {had}knocked a hole in the {object}",
-                      "a cross swan {had}pecked a hole in the {object}"],
-            "trouble_is": "Water is running into my {object}",
+            "broke": ["a sharp rock {had}knocked a hole in the {colour} {object}",
+                      "a cross swan {had}pecked a hole in the {colour} {object}"],
+            "trouble_is": "Water is running into my {colour} {object}",
             "joy": "the {colour} {object} bobbed on the water",
             "friend": [
                 {"helper": "fisherman", "fixed": "closed the hole with warm tar"},
@@ -366,9 +366,9 @@ MENDED = {  # something breaks, and is mended
         {
             "object": "drum",
             "wish": ["play it in the parade", "wake the whole house with it"],
-            "broke": ["the {object} {had}tumbled down the stairs and cracked",
-                      "a goat {had}stepped on the {object} and cracked it"],
-            "trouble_is": "There is a crack in my {object}",
+            "broke": ["the {colour} {object} {had}tumbled down the stairs and cracked",
+                      "a goat {had}stepped on the {colour} {object} and cracked it"],
+            "trouble_is": "There is a crack in my {colour} {object}",
             "joy": "the {colour} {object} boomed through the street",
             "friend": [
                 {"helper": "shoemaker",
@@ -379,9 +379,9 @@ MENDED = {  # something breaks, and is mended
         {
             "object": "train",
             "wish": ["drive it around the kitchen", "send {his} teddy bear on a trip"],
-            "broke": ["a spring inside the {object} {had}snapped",
-                      "the {object} {had}crashed into the wall, and a spring was bent"],
-            "trouble_is": "My {object} will not move",
+            "broke": ["a spring inside the {colour} {object} {had}snapped",
+                      "the {colour} {object} {had}crashed into the wall, and a spring was bent"],
+            "trouble_is": "My {colour} {object} will not move",
             "joy": "the {colour} {object} puffed across the floor",
             "friend": [
                 {"helper": "clockmaker", "fixed": "put in a tiny new spring"},
@@ -393,7 +393,7 @@ MENDED = {  # something breaks, and is mended
             "object": "coat",
             "wish": ["wear it to a party", "wear it to the theatre"],
             "broke": ["a nail {had}ripped a sleeve", "the puppy {had}chewed off a button"],
-            "trouble_is": "Look what has happened to my {object}",
+            "trouble_is": "Look what has happened to my {colour} {object}",
             "joy": "the {colour} {object} hung on its hook, as good as new",
             "friend": [
                 {"helper": "seamstress",
@@ -459,12 +459,12 @@ AFRAID = {  # somebody is afraid, and grows brave
             "scene": ["Night fell over the garden.", "The moon rose over the garden."],
             "wish": ["sleep in the tent", "watch the stars"],
             "start": "crept into the tent with a {colour} {object}",
-            "scare": ["the {object} flickered and went out",
-                      "a puff of wind blew the {object} out"],
+            "scare": ["the {colour} {object} flickered and went out",
+                      "a puff of wind blew the {colour} {object} out"],
             "did": "stayed there until morning with the {colour} {object}",
             "friend": [
-                {"helper": "firefly", "help": "sat down in the {object} and made it glow"},
-                {"helper": "watchman", "help": "lit the {object} with a match"},
+                {"helper": "firefly", "help": "sat down in the {colour} {object} and made it glow"},
+                {"helper": "watchman", "help": "lit the {colour} {object} with a match"},
             ],
         },
         {
@@ -477,9 +477,9 @@ AFRAID = {  # somebody is afraid, and grows brave
             "did": "slept until the storm was over, wrapped in the {colour} {object}",
             "friend": [
                 {"helper": "cat",
-                 "help": "crawled under the {object} and purred louder than the storm"},
+                 "help": "crawled under the {colour} {object} and purred louder than the storm"},
                 {"helper": "dog",
-                 "help": "curled up on the {object} and snored louder than the storm"},
+                 "help": "curled up on the {colour} {object} and snored louder than the storm"},
             ],
         },
         {
@@ -489,11 +489,11 @@ AFRAID = {  # somebody is afraid, and grows brave
             "wish": ["swim to the raft", "swim like a fish"],
             "start": "waded into the lake with a {colour} {object}",
             "scare": ["a wave splashed into {his} face", "{his} foot slipped on a stone"],
-            "did": "paddled all the way to the raft in the {colour} {object}",
+            "did": "paddled to the raft in the {colour} {object}",
             "friend": [
-                {"helper": "otter", "help": "pushed the {object} gently from behind"},
+                {"helper": "otter", "help": "pushed the {colour} {object} gently from behind"},
                 {"helper": "lifeguard",
-                 "help": "held the {object} and counted every kick"},
+                 "help": "held the {colour} {object} and counted every kick"},
             ],
         },
         {
@@ -507,7 +507,7 @@ AFRAID = {  # somebody is afraid, and grows brave
             "friend": [
                 {"helper": "pianist", "help": "played the first notes once more"},
                 {"helper": "cricket",
-                 "help": "hopped onto the {object} and chirped the first notes"},
+                 "help": "hopped onto the {colour} {object} and chirped the first notes"},
             ],
         },
         {
@@ -516,13 +516,13 @@ AFRAID = {  # somebody is afraid, and grows brave
             "scene": ["The street was wide and quiet.", "It was a fine day for a ride."],
             "wish": ["ride to school", "ride around the park"],
             "start": "climbed onto a {colour} {object}",
-            "scare": ["the {object} wobbled and tipped over",
-                      "the {object} hit a stone and fell over"],
+            "scare": ["the {colour} {object} wobbled and tipped over",
+                      "the {colour} {object} hit a stone and fell over"],
             "did": "rode the {colour} {object} all by {self}",
             "friend": [
                 {"helper": "postman", "help": "held the saddle and ran beside the {object}"},
                 {"helper": "neighbour",
-                 "help": "picked up the {object} and held it steady"},
+                 "help": "picked up the {colour} {object} and held it steady"},
             ],
         },
         {
@@ -537,7 +537,7 @@ AFRAID = {  # somebody is afraid, and grows brave
                 {"helper": "badger",
                  "help": "looked behind every bush and found only a sleepy mouse"},
                 {"helper": "woodcutter",
-                 "help": "rang the {object}, and out hopped a tiny rabbit"},
+                 "help": "rang the {colour} {object}, and out hopped a tiny rabbit"},
             ],
         },
     ],
@@ -571,9 +571,9 @@ PRESENT = {  # a present is to be made, and something goes wrong
         "Nobody else knew about it.",
     ],
     "ready": [
-        "In no time the {object} was ready.",
-        "The rest was easy, and soon the {object} was ready.",
-        "An hour later the {object} was ready.",
+        "In no time the {colour} {object} was ready.",
+        "The rest was easy, and soon the {colour} {object} was ready.",
+        "An hour later the {colour} {object} was ready.",
         "After that everything went well.",
     ],
     "given": [
@@ -686,7 +686,7 @@ RACE = {  # a race or a contest, and a mishap on the way
         "At first everything went well.",
     ],
     "hurry": [
-        "A minute later {he} was ready again.",
+        "Soon {he} was ready again.",
         '"Now be quick!" said the {helper}.',
         '"There is still time!" cried the {helper}.',
         "Everybody cheered {him} on.",
@@ -710,10 +710,10 @@ RACE = {  # a race or a contest, and a mishap on the way
             "scene": ["Flags fluttered along the river.", "Drums rolled beside the river."],
             "friend": [
                 {"helper": "swan", "trouble": "the wind dropped and the {object} stood still",
-                 "trouble_is": "There is no wind for my {object}",
+                 "trouble_is": "There is no wind for my {colour} {object}",
                  "help": "beat its wings and filled the sail"},
-                {"helper": "duck", "trouble": "the {object} drifted into the weeds",
-                 "trouble_is": "My {object} is caught in the weeds",
+                {"helper": "duck", "trouble": "the {colour} {object} drifted into the weeds",
+                 "trouble_is": "My {colour} {object} is caught in the weeds",
                  "help": "pulled the weeds away with its beak"},
             ],
         },
@@ -721,9 +721,9 @@ RACE = {  # a race or a contest, and a mishap on the way
             "event": "the cart race", "object": "cart",
             "scene": ["People lined the steep street.", "Music played in the steep street."],
             "friend": [
-                {"helper": "goat", "trouble": "the {object} rolled into the mud",
-                 "trouble_is": "My {object} is stuck in the mud",
-                 "help": "pushed with its horns until the {object} was free"},
+                {"helper": "goat", "trouble": "the {colour} {object} rolled into the mud",
+                 "trouble_is": "My {colour} {object} is stuck in the mud",
+                 "help": "pushed with its horns until the {colour} {object} was free"},
                 {"helper": "blacksmith", "trouble": "a wheel began to wobble",
                  "trouble_is": "My wheel is loose", "help": "fixed the wheel with three blows"},
             ],
@@ -732,10 +732,10 @@ RACE = {  # a race or a contest, and a mishap on the way
             "event": "the sledge race", "object": "sledge",
             "scene": ["Snow glittered on the long hill.", "Frost sparkled on the long hill."],
             "friend": [
-                {"helper": "dog", "trouble": "the {object} sank into the deep snow",
-                 "trouble_is": "My {object} is stuck in the snow",
-                 "help": "pulled the {object} back onto the track"},
-                {"helper": "farmer", "trouble": "the rope of the {object} snapped",
+                {"helper": "dog", "trouble": "the {colour} {object} sank into the deep snow",
+                 "trouble_is": "My {colour} {object} is stuck in the snow",
+                 "help": "pulled the {colour} {object} back onto the track"},
+                {"helper": "farmer", "trouble": "the rope of the {colour} {object} snapped",
                  "trouble_is": "My rope is torn", "help": "tied on a strong new rope"},
             ],
         },
@@ -746,8 +746,8 @@ RACE = {  # a race or a contest, and a mishap on the way
                 {"helper": "sparrow", "trouble": "the string got caught in a bush",
                  "trouble_is": "My string is full of knots",
                  "help": "picked the knots apart with its beak"},
-                {"helper": "shepherd", "trouble": "the tail of the {object} tore off",
-                 "trouble_is": "My {object} has lost its tail",
+                {"helper": "shepherd", "trouble": "the tail of the {colour} {object} tore off",
+                 "trouble_is": "My {colour} {object} has lost its tail",
                  "help": "made a new tail from a handkerchief"},
             ],
         },
@@ -758,8 +758,8 @@ RACE = {  # a race or a contest, and a mishap on the way
                 {"helper": "otter", "trouble": "both drumsticks fell into the stream",
                  "trouble_is": "My drumsticks are in the stream",
                  "help": "dived in and brought both sticks back"},
-                {"helper": "shoemaker", "trouble": "the strap of the {object} snapped",
-                 "trouble_is": "The strap of my {object} is torn",
+                {"helper": "shoemaker", "trouble": "the strap of the {colour} {object} snapped",
+                 "trouble_is": "The strap of my {colour} {object} is torn",
                  "help": "sewed the strap with thick thread"},
             ],
         },
@@ -769,9 +769,9 @@ RACE = {  # a race or a contest, and a mishap on the way
             "friend": [
                 {"helper": "crab", "trouble": "a wave washed the tower away",
                  "trouble_is": "My tower is gone", "help": "piled up a new tower of sand"},
-                {"helper": "gull", "trouble": "a gust carried the {object} away",
-                 "trouble_is": "The wind has taken my {object}",
-                 "help": "caught the {object} in the air and brought it back"},
+                {"helper": "gull", "trouble": "a gust carried the {colour} {object} away",
+                 "trouble_is": "The wind has taken my {colour} {object}",
+                 "help": "caught the {colour} {object} in the air and brought it back"},
             ],
         },
     ],
@@ -800,7 +800,7 @@ LONELY = {  # somebody is lonely, and finds a friend
         "{He} felt very small.",
         '"If only I had a friend," {he} thought.',
         "{name} wished for a friend with all {his} heart.",
-        "A tear dropped onto the {object}.",
+        "A tear dropped onto the {colour} {object}.",
         "It was no fun to play alone.",
     ],
     "hello": [
@@ -830,9 +830,9 @@ LONELY = {  # somebody is lonely, and finds a friend
                       "threw it up and caught it, again and again"],
             "played": "played catch until supper",
             "friend": [
-                {"helper": "girl", "joined": "caught the {object} and threw it back"},
+                {"helper": "girl", "joined": "caught the {colour} {object} and threw it back"},
                 {"helper": "dog",
-                 "joined": "picked up the {object} and laid it at {his} feet"},
+                 "joined": "picked up the {colour} {object} and laid it at {his} feet"},
             ],
         },
         {
@@ -852,8 +852,8 @@ LONELY = {  # somebody is lonely, and finds a friend
                       "pulled it along, but it only bumped over the grass"],
             "played": "kept it in the air until the sun went down",
             "friend": [
-                {"helper": "shepherd", "joined": "held the {object} up to the wind"},
-                {"helper": "stork", "joined": "lifted the {object} into the air"},
+                {"helper": "shepherd", "joined": "held the {colour} {object} up to the wind"},
+                {"helper": "stork", "joined": "lifted the {colour} {object} into the air"},
             ],
         },
         {
@@ -885,7 +885,7 @@ LONELY = {  # somebody is lonely, and finds a friend
             "friend": [
                 {"helper": "sailor", "joined": "climbed in and took an oar"},
                 {"helper": "otter",
-                 "joined": "gave the {object} a push with its nose"},
+                 "joined": "gave the {colour} {object} a push with its nose"},
             ],
         },
     ],
@@ -970,11 +970,11 @@ ERRAND = {  # something is to be brought to somebody, and the way is blocked
             ],
         },
         {
-            "trouble": ["the {object} {had}turned as heavy as a stone",
+            "trouble": ["the {colour} {object} {had}turned as heavy as a stone",
                         "{his} arms {had}started to ache"],
-            "trouble_is": "I cannot carry the {object} any further",
+            "trouble_is": "I cannot carry the {colour} {object} any further",
             "friend": [
-                {"helper": "donkey", "help": "carried the {object} on its back"},
+                {"helper": "donkey", "help": "carried the {colour} {object} on its back"},
                 {"helper": "farmer", "help": "gave {him} a ride on the hay cart"},
             ],
         },

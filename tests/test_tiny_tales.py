@@ -230,7 +230,7 @@ def test_spelling_and_punctuation(sample):
 def test_same_seed_same_stories():
     text = "\n".join(tale.text for tale in tales(seed=0, n=100))
     assert hashlib.sha256(text.encode()).hexdigest() == (
-        "23ca8eab60b968285d8642d1eff854117c0d8ad920687573da9e3fefeaf4c9be"
+        "22c6d947e299d7e62a96adaecaf97df0904c35b36ab6a1159a1dd22fdd9f9aa6"
     )
     endless = tales(seed=0)
     assert [next(endless) for _ in range(100)] == list(tales(seed=0, n=100))
