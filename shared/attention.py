@@ -20,6 +20,7 @@ __all__ = [
     "check_heads",
     "stack_heads",
     "attention_mask",
+    "split_heads",
     "attend",
     "MultiHeadAttention",
     "plot_attention",
@@ -167,6 +168,11 @@ def attention_mask(
     return ((past & real[:, None, :]) | (key == query))[:, None]  # (B, 1, T, S)
 
 
+def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Return x (B, T, H * K) cut into heads of head_dim numbers: (B, H, T, K), a view."""
+    return x.view(*x.shape[:2], -1, head_dim).transpose(1, 2)
+
+
 def attend(
     queries: torch.Tensor,
     keys: torch.Tensor,
@@ -260,9 +266,8 @@ class MultiHeadAttention(nn.Module):
         return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
 
     def _project(self, x: torch.Tensor) -> list[torch.Tensor]:
-        batch, n_tokens, _ = x.shape
-        shape = (batch, n_tokens, self.num_heads, self.head_dim)
-        return [W(x).view(shape).transpose(1, 2) for W in (self.W_query, self.W_key, self.W_value)]
+        projections = (self.W_query, self.W_key, self.W_value)
+        return [split_heads(W(x), self.head_dim) for W in projections]
 
 
 def plot_attention(weights: torch.Tensor, tokens: list[str], titles: list[str] | None = None):

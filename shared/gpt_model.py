@@ -108,10 +108,7 @@ class OneDNNLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_x = onednn_product(grad, weight.T) if needs_x else None
-        rows, grad_weight = (
-            grad.flatten(0, -2) if grad.ndim > 1 else grad[None],
-            None,
-        )  # (B T, d_out)
+        grad_weight, rows = None, grad.reshape(-1, grad.shape[-1])  # (B T, d_out)
         if needs_weight:
             columns = x.reshape(-1, x.shape[-1]).T  # (d_in, B T)
             grad_weight = onednn_product(rows.T, columns)  # (d_out, d_in)

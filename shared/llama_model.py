@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.attention import attend, check_input
+from shared.attention import attend, check_input, split_heads
 from shared.gpt_model import Decoder, check_config, initialise, token_positions, use_fast_linear
 
 __all__ = [
@@ -114,7 +114,7 @@ class GroupedQueryAttention(nn.Module):
         n_past = 0 if cache is None else cache.length
         check_input(x, self.config.emb_dim, self.config.context_length, n_past, pad_left)
         queries, keys, values = (
-            W(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # (B, heads, T, K)
+            split_heads(W(x), self.config.head_dim)  # (B, heads, T, K)
             for W in (self.W_query, self.W_key, self.W_value)
         )
         positions = token_positions(x.shape[1], n_past, pad_left, x.device)
