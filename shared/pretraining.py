@@ -1,0 +1,516 @@
+"""A training loop that is used for real, and a model that learns to tell stories, close to the best
+loss that anybody could reach on them.
+
+Generated from ch05_pretraining/ch05_pretraining.ipynb by `python -m shared.export`;
+edit the notebook, not this file.
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+from shared.gpt_model import Decoder, GPTConfig, GPTModel
+from shared.llama_model import LlamaConfig, LlamaModel
+from shared.text_data import BPETokenizer, Tokenizer
+
+__all__ = [
+    "IGNORE",
+    "summed_loss",
+    "count_targets",
+    "evaluate",
+    "TrainConfig",
+    "learning_rate_at",
+    "make_optimizers",
+    "Trainer",
+    "train_model",
+    "sample_next",
+    "generate",
+    "story_batch",
+    "write_folder",
+    "weights_of",
+    "set_weights",
+    "KINDS",
+    "save_model",
+    "load_model",
+    "described",
+    "file_hash",
+    "save_checkpoint",
+    "read_checkpoint",
+    "load_checkpoint",
+]
+
+IGNORE = -100  # a target that does not count, F.cross_entropy's own convention
+
+
+def summed_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the cross-entropies in nats, for inputs and targets (B, T).
+
+    Targets equal to IGNORE do not count.
+    """
+    logits = model(inputs)  # (B, T, V)
+    return F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+
+
+def count_targets(targets: torch.Tensor) -> int:
+    """Return how many targets count."""
+    return int((targets != IGNORE).sum())
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Return the mean cross-entropy per token over all batches, in nats, in evaluation mode.
+
+    Raises ValueError if there is nothing to evaluate.
+    """
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for inputs, targets in batches:
+        total += summed_loss(model, inputs, targets).item()
+        count += count_targets(targets)
+    model.train(was_training)
+    if not count:
+        raise ValueError("there are no targets to evaluate")
+    return total / count
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Raises ValueError for a setting out of range."""
+
+    max_steps: int
+    learning_rate: float = 1e-3  # the peak
+    muon: bool = False  # for the matrices in the blocks; AdamW for the rest
+    warmup_steps: int = 0
+    final_share: float = 0.1  # of the peak, at the last step
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    accumulate: int = 1  # batches for one step
+    bfloat16: bool = False  # mixed precision
+    seed: int = 123
+
+    def __post_init__(self):
+        if (
+            self.max_steps < 1
+            or not 0 <= self.warmup_steps <= self.max_steps
+            or self.accumulate < 1
+        ):
+            raise ValueError(
+                f"steps out of range: max_steps {self.max_steps}, warmup_steps "
+                f"{self.warmup_steps}, accumulate {self.accumulate}"
+            )
+        if not 0 < self.learning_rate < 1 or not 0 <= self.final_share <= 1:
+            raise ValueError(
+                f"learning rate out of range: {self.learning_rate}, final_share {self.final_share}"
+            )
+        if self.max_grad_norm <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"max_grad_norm {self.max_grad_norm} must be positive and weight_decay "
+                f"{self.weight_decay} not negative"
+            )
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """Return the learning rate of step 0, 1, ...: linear warm-up, then half a cosine."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.max_steps - 1 - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * (config.final_share + (1 - config.final_share) * cosine)
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that together train every weight that requires a gradient.
+
+    AdamW, with weight decay on matrices only; with config.muon, Muon for the matrices of
+    model.blocks, its step scaled to the size of AdamW's so that one learning rate serves both.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for_muon = [
+        p for name, p in trained if config.muon and ".blocks." in f".{name}" and p.ndim == 2
+    ]
+    taken = {id(p) for p in for_muon}
+    rest = [p for _, p in trained if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        config.learning_rate,
+        (0.9, 0.95),
+        fused=True,
+    )
+    if not for_muon:
+        return [adamw]
+    decay = config.weight_decay
+    muon = torch.optim.Muon(for_muon, config.learning_rate, decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, adamw]
+
+
+class Trainer:
+    """A model in training: one call of train_step is one step of its optimizers.
+
+    `replica` is the model as it shall be called, where that differs: compiled, or wrapped in
+    DistributedDataParallel. Then the loss is the mean over all processes.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, replica: nn.Module | None = None):
+        self.model, self.config = model, config
+        self.replica = model if replica is None else replica
+        self.optimizers = make_optimizers(model, config)
+        self.step = self.tokens = 0
+
+    def train_step(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        """Train on one or more batches of inputs and targets (B, T); return the loss per token.
+
+        Raises FloatingPointError, and leaves the weights as they are, if the loss or the gradient
+        is not a finite number; ValueError if no target counts.
+        """
+        n_targets = sum(count_targets(targets) for _, targets in batches)
+        if not n_targets:
+            raise ValueError(f"no target counts in the batches of step {self.step}")
+        device = batches[0][0].device.type
+        total = torch.zeros((), device=device)
+        for n, (inputs, targets) in enumerate(batches, start=1):
+            last = n == len(batches)  # several processes exchange gradients once a step
+            wait = nullcontext if last else getattr(self.replica, "no_sync", nullcontext)
+            with wait(), torch.autocast(device, torch.bfloat16, enabled=self.config.bfloat16):
+                loss = summed_loss(self.replica, inputs, targets) / n_targets
+                loss.backward()
+            total += loss.detach()
+        if dist.is_initialized():
+            dist.all_reduce(total)
+            total /= (world := dist.get_world_size())
+            n_targets *= world
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        loss = float(total)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            self.zero_grad()
+            raise FloatingPointError(
+                f"step {self.step}: loss {loss}, gradient norm {float(norm)}; nothing was changed. "
+                "Go back to the last checkpoint with a smaller learning rate"
+            )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(self.step, self.config)
+            optimizer.step()
+        self.zero_grad()
+        self.step, self.tokens = self.step + 1, self.tokens + n_targets
+        return loss
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+
+def train_model(
+    model: nn.Module,
+    get_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    config: TrainConfig,
+    *,
+    val_batches: Iterable[tuple[torch.Tensor, torch.Tensor]] = (),
+    eval_every: int = 0,
+    on_eval: Callable[[Trainer, dict], None] | None = None,
+    on_step: Callable[[Trainer, dict], None] | None = None,
+    trainer: Trainer | None = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Train a model up to config.max_steps; return a record for every evaluation.
+
+    `get_batch(i)` returns inputs and targets (B, T) number i, on the model's device. Every
+    `eval_every` steps and at the end, a record (step, tokens, seconds, tokens_per_second,
+    train_loss, val_loss; losses in nats per token) is made and handed to `on_eval`; `on_step` gets
+    one (step, tokens, seconds, loss) after every step. `trainer` continues one that has been
+    loaded from a checkpoint; without it, config.seed is set.
+    """
+    if trainer is None:
+        torch.manual_seed(config.seed)
+        trainer = Trainer(model, config)
+    val_batches, history, losses = list(val_batches), [], []
+    seconds, tokens_before = 0.0, trainer.tokens
+    model.train()
+    bar = tqdm(total=config.max_steps, initial=trainer.step, disable=not progress, file=sys.stdout)
+    with bar:
+        while trainer.step < config.max_steps:
+            start, first = time.perf_counter(), trainer.step * config.accumulate
+            batches = [get_batch(first + n) for n in range(config.accumulate)]
+            losses.append(trainer.train_step(batches))
+            seconds += time.perf_counter() - start
+            bar.update()
+            if on_step:
+                so_far = {"step": trainer.step, "tokens": trainer.tokens, "seconds": seconds}
+                on_step(trainer, so_far | {"loss": losses[-1]})
+            at_end = trainer.step == config.max_steps
+            if at_end or (eval_every and trainer.step % eval_every == 0):
+                record = {
+                    "step": trainer.step,
+                    "tokens": trainer.tokens,
+                    "seconds": seconds,
+                    "tokens_per_second": (trainer.tokens - tokens_before) / seconds,
+                    "train_loss": sum(losses) / len(losses),
+                    "val_loss": evaluate(model, val_batches) if val_batches else math.nan,
+                }
+                history.append(record)
+                bar.set_postfix(train=record["train_loss"], val=record["val_loss"])
+                losses = []
+                if on_eval:
+                    on_eval(trainer, record)
+    return history
+
+
+def sample_next(
+    logits: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Choose a token for each row of logits (B, V); return ids (B,).
+
+    A temperature of 0 takes the likeliest. Raises ValueError for a negative temperature, a top_k
+    below 1 or a top_p outside (0, 1].
+    """
+    if not temperature >= 0 or (top_k is not None and top_k < 1):
+        raise ValueError(f"temperature {temperature} must be >= 0 and top_k {top_k} at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = (logits - logits.max(dim=-1, keepdim=True).values).float() / temperature
+    if top_k is not None:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if top_p is not None:
+        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        unneeded = ordered.cumsum(dim=-1) - ordered >= top_p  # p was reached before this token
+        logits = logits.masked_fill(unneeded.scatter(1, order, unneeded), -torch.inf)
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def generate(
+    model: Decoder,
+    token_ids: torch.Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token: int | None = None,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+    pad_left: torch.Tensor | None = None,
+    on_token: Callable[[torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Continue each row of token_ids (B, T) by up to max_new_tokens: (B, T + new).
+
+    Temperature 0 is greedy. A row that has produced `stop_token` is filled up with it; generation
+    ends when all rows have, or when the text fills the model's context. `pad_left` (B,) int64:
+    how many padding tokens each row starts with. `on_token` gets the ids (B,) of every step.
+    Raises ValueError for a prompt longer than the context, and as sample_next does.
+    """
+    batch_size, n_tokens = token_ids.shape
+    context = model.config.context_length
+    if n_tokens > context:
+        raise ValueError(f"a prompt of {n_tokens} tokens exceeds the context of {context}")
+    end = min(n_tokens + max_new_tokens, context)
+    cache = model.new_cache(batch_size, end) if use_cache and end > n_tokens else None
+    stopped = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
+    was_training = model.training
+    model.eval()
+    new = token_ids  # what the model has not yet seen
+    while token_ids.shape[1] < end and not stopped.all():
+        hidden = model.hidden_states(new if use_cache else token_ids, cache, pad_left=pad_left)
+        logits = model.out_head(hidden[:, -1])  # (B, V)
+        ids = sample_next(logits, temperature, top_k, top_p, generator)
+        if stop_token is not None:
+            ids = ids.masked_fill(stopped, stop_token)
+            stopped |= ids == stop_token
+        if on_token:
+            on_token(ids)
+        new = ids[:, None]  # (B, 1)
+        token_ids = torch.cat([token_ids, new], dim=1)
+    model.train(was_training)
+    return token_ids
+
+
+def story_batch(texts: list[str], tokenizer: Tokenizer, context_length: int):
+    """Return inputs and targets (B, T) int64, a text in each row.
+
+    A row starts with the end-of-text token, and its last target is one. Shorter rows are filled
+    up on the right, where targets are IGNORE; longer ones are cut off at context_length.
+    """
+    end = tokenizer.eot_token
+    rows = [[end, *tokenizer.encode_ordinary(text), end][: context_length + 1] for text in texts]
+    length = max(map(len, rows)) - 1
+    inputs = torch.full((len(rows), length), end)
+    targets = torch.full((len(rows), length), IGNORE)
+    for n, row in enumerate(rows):
+        inputs[n, : len(row) - 1] = torch.tensor(row[:-1])
+        targets[n, : len(row) - 1] = torch.tensor(row[1:])
+    return inputs, targets
+
+
+def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
+    """Let write(new) fill a new folder, then put it in the place of `folder`.
+
+    If anything goes wrong, the old folder stays as it was, and the new one is removed.
+    """
+    folder = Path(folder)
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        write(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def weights_of(model: Decoder) -> dict[str, torch.Tensor]:
+    """Return the state_dict with a tied matrix once, as tok_emb.weight."""
+    state = model.state_dict()
+    if model.out_head.weight is model.tok_emb.weight:
+        del state["out_head.weight"]
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def set_weights(model: Decoder, weights: dict[str, torch.Tensor]) -> None:
+    """Load what weights_of returns; ValueError lists what is missing, extra or misshapen."""
+    expected = weights_of(model)
+    wrong = [f"missing {name}" for name in expected if name not in weights]
+    wrong += [f"unknown {name}" for name in weights if name not in expected]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(f"the weights do not fit the model: {'; '.join(wrong)}")
+    model.load_state_dict(weights, strict=False)
+
+
+KINDS = {"GPTModel": (GPTModel, GPTConfig), "LlamaModel": (LlamaModel, LlamaConfig)}
+
+
+def save_model(model: Decoder, folder: str | Path, tokenizer: BPETokenizer | None = None) -> None:
+    """Write model.safetensors, config.json, and tokenizer.json if there is one, to a folder."""
+
+    def write(new: Path) -> None:
+        save_file(weights_of(model), new / "model.safetensors")
+        settings = {"kind": type(model).__name__} | asdict(model.config)
+        (new / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(new / "tokenizer.json")
+
+    write_folder(folder, write)
+
+
+def load_model(folder: str | Path) -> Decoder:
+    """Return the model that save_model wrote; ValueError names the file that cannot be used."""
+    folder = Path(folder)
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_class, config_class = KINDS[settings.pop("kind")]
+        model = model_class(config_class(**settings))
+        set_weights(model, load_file(folder / "model.safetensors"))
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"cannot load a model from {folder}: {error!r}") from error
+    return model
+
+
+def described(trainer: Trainer) -> dict:
+    """Return the kind and all settings of a model and its training, as plain data."""
+    model = trainer.model
+    return {"kind": type(model).__name__} | asdict(model.config) | asdict(trainer.config)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
+    """Write everything that is needed to go on: weights, optimizers, step, random state."""
+    tensors = {"random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    for n, optimizer in enumerate(trainer.optimizers):
+        for i, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                tensors[f"{n}.{i}.{name}"] = torch.as_tensor(value).contiguous()
+
+    def write(new: Path) -> None:
+        save_file(weights_of(trainer.model), new / "model.safetensors")
+        save_file(tensors, new / "training.safetensors")
+        hashes = {file.name: file_hash(file) for file in sorted(new.iterdir())}
+        record = {"step": trainer.step, "tokens": trainer.tokens}
+        record |= {"settings": described(trainer), "sha256": hashes}
+        (new / "checkpoint.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    write_folder(folder, write)
+
+
+def read_checkpoint(folder: Path, settings: dict) -> dict:
+    """Return the record of a checkpoint; ValueError if it is damaged or has other settings."""
+    try:
+        record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        hashes, stored = record["sha256"], record["settings"]
+        damaged = [name for name, digest in hashes.items() if file_hash(folder / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is not a complete checkpoint: {error!r}") from error
+    if damaged:
+        names = ", ".join(damaged)
+        raise ValueError(f"{folder} is damaged: {names} has changed since it was written")
+    differ = [
+        f"{k} is {stored.get(k)!r}, here {v!r}" for k, v in settings.items() if stored.get(k) != v
+    ]
+    if differ:
+        raise ValueError(f"{folder} belongs to another configuration: {'; '.join(differ)}")
+    return record
+
+
+def load_checkpoint(trainer: Trainer, folder: str | Path) -> None:
+    """Bring a fresh trainer to the state of a checkpoint.
+
+    Raises ValueError, and changes nothing, if a file is missing or damaged, or if the checkpoint
+    belongs to another configuration; the message says which settings differ.
+    """
+    record = read_checkpoint(folder := Path(folder), described(trainer))
+    set_weights(trainer.model, load_file(folder / "model.safetensors"))
+    tensors = load_file(folder / "training.safetensors")
+    torch.set_rng_state(tensors.pop("random"))
+    cuda_state = tensors.pop("random.cuda", None)
+    if cuda_state is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda_state)
+    states = [{} for _ in trainer.optimizers]
+    for name, tensor in tensors.items():
+        n, i, key = name.split(".")
+        states[int(n)].setdefault(int(i), {})[key] = tensor
+    for optimizer, state in zip(trainer.optimizers, states, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    trainer.step, trainer.tokens = record["step"], record["tokens"]
