@@ -377,8 +377,14 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     """
     folder = Path(folder)
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+
+    def clean_up() -> None:
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # something went wrong between the two renames
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    clean_up()  # after a program that was killed here
     new.mkdir(parents=True)
     try:
         write(new)
@@ -386,8 +392,7 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
             folder.rename(old)
         new.rename(folder)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        clean_up()
 
 
 def weights_of(model: Decoder) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -439,3 +440,24 @@ def test_write_folder_removes_leftovers(tmp_path):
     (tmp_path / ".a.new" / "half").write_text("x")
     write_folder(tmp_path / "a", lambda new: (new / "whole").write_text("y"))
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["a", "a/whole"]
+
+
+def test_write_folder_brings_back_what_a_failed_rename_moved_away(tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    write_folder(folder, lambda new: (new / "first").touch())
+    real = Path.rename
+
+    def fails_at_last(self, target):
+        if self.name == ".a.new":
+            raise OSError("no more")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_at_last)
+    with pytest.raises(OSError, match="no more"):
+        write_folder(folder, lambda new: (new / "second").touch())
+    assert [path.name for path in folder.iterdir()] == ["first"]
+    monkeypatch.undo()
+    folder.rename(tmp_path / ".a.old")  # as after a kill between the two renames
+    with pytest.raises(ZeroDivisionError):
+        write_folder(folder, lambda new: 1 / 0)
+    assert [path.name for path in folder.iterdir()] == ["first"]
