@@ -9,7 +9,8 @@
 The text is tokenised once, into OUT/data. Checkpoints go to OUT/checkpoints, one line of JSON per
 logged step to OUT/log.jsonl, and the finished model, with its tokenizer, to OUT/model, where
 `shared.pretraining.load_model` finds it. Ctrl-C saves a checkpoint and stops; after that, or after
-a crash, --resume goes on with the settings of the first call.
+a crash, --resume goes on with the settings of the first call; --steps, --learning-rate and --keep
+may be given anew.
 
 A step trains on --batch-size windows in all: several processes share them, so the same command
 gives the same loss curve with any number of processes.
@@ -24,6 +25,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +54,7 @@ CHUNK = 1 << 20  # bytes read at a time
 
 
 class Stop(Exception):
-    """Raised between two steps after Ctrl-C."""
+    """Raised between two steps after Ctrl-C or a request to terminate."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -91,17 +93,29 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"nothing to resume: {settings_file} does not exist")
         stored = json.loads(settings_file.read_text(encoding="utf-8"))
         stored["text"] = [Path(name) for name in stored["text"]] if stored["text"] else None
-        return argparse.Namespace(**stored, out=args.out, resume=True)
-    if (args.text is None) == (args.tales is None):
+        blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # keeps defaults out
+        given = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not None}
+        free = {"out", "resume", "steps", "learning_rate", "keep"}
+        if fixed := [k for k, v in given.items() if k not in free and v != stored[k]]:
+            parser.error(f"a resumed run keeps its settings; leave out {options(fixed)}")
+        changed = {k: v for k, v in given.items() if k in free}
+        args = argparse.Namespace(**stored | changed | {"out": args.out, "resume": True})
+    elif (args.text is None) == (args.tales is None):
         parser.error("give either --text or --tales")
-    if settings_file.exists():
+    elif checkpoints(args.out):
         parser.error(f"{args.out} holds a run already: add --resume, or choose another --out")
-    numbers = {name: value for name, value in vars(args).items() if type(value) is int}
-    if low := [
-        name for name, value in numbers.items() if value < 1 and name not in ("seed", "warmup")
-    ]:
-        parser.error(f"must be at least 1: --{', --'.join(low).replace('_', '-')}")
+    low = [k for k, v in vars(args).items() if type(v) is int and v < 1]
+    if low := [name for name in low if name not in ("seed", "warmup")]:
+        parser.error(f"must be at least 1: {options(low)}")
+    parts = int(os.environ.get("WORLD_SIZE", 1)) * args.accumulate
+    if args.batch_size % parts:
+        parser.error(f"--batch-size {args.batch_size} is not divisible by {parts} parts")
     return args
+
+
+def options(names: list[str]) -> str:
+    """Return the names of settings as they are written on the command line."""
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 # --- data --------------------------------------------------------------------------------------
@@ -158,8 +172,12 @@ def make_tokenizer(args: argparse.Namespace, vocab_size: int) -> BPETokenizer:
 
 def prepare_data(args: argparse.Namespace, vocab_size: int, context: int) -> None:
     """Tokenise all text into OUT/data; its last twentieth, 1M tokens at most, is for validation."""
-    folder = args.out / "data"
-    if (folder / "data.json").exists():
+    folder, done = args.out / "data", args.out / "data" / "data.json"
+    if done.exists() and args.resume:
+        return
+    source = [vocab_size, args.tales, args.seed]
+    source += [[str(path.resolve()), path.stat().st_size] for path in args.text or []]
+    if done.exists() and json.loads(done.read_text(encoding="utf-8"))["source"] == source:
         return
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(args, vocab_size)
@@ -179,8 +197,8 @@ def prepare_data(args: argparse.Namespace, vocab_size: int, context: int) -> Non
     if count < 2 * n_val:
         raise ValueError(f"too little text: {count} tokens for windows of {context}")
     tokenizer.save(folder / "tokenizer.json")
-    facts = {"tokens": count, "validation": n_val, "dtype": np.dtype(dtype).name}
-    (folder / "data.json").write_text(json.dumps(facts), encoding="utf-8")
+    facts = {"tokens": count, "validation": n_val, "dtype": np.dtype(dtype).name, "source": source}
+    done.write_text(json.dumps(facts), encoding="utf-8")
 
 
 class Windows:
@@ -193,10 +211,8 @@ class Windows:
         cut = facts["tokens"] - facts["validation"]
         self.train, self.val = ids[:cut], ids[cut:]
         self.context, self.seed, self.device = context, args.seed, args.device
-        parts = world * args.accumulate
-        if args.batch_size % parts:
-            raise ValueError(f"--batch-size {args.batch_size} is not divisible by {parts} parts")
-        self.rank, self.accumulate, self.rows = rank, args.accumulate, args.batch_size // parts
+        self.rank, self.accumulate = rank, args.accumulate
+        self.rows = args.batch_size // (world * args.accumulate)
         self.batch_size, self.stop = args.batch_size, False
 
     def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,14 +239,13 @@ class Windows:
         rows = np.stack([ids[start : start + self.context + 1] for start in starts]).astype(
             np.int64
         )
-        tokens = torch.from_numpy(rows).to(self.device, non_blocking=True)
+        tokens = torch.from_numpy(rows).to(self.device)
         return tokens[:, :-1], tokens[:, 1:]
 
     def validation(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return up to 20 batches of the validation part, which do not overlap."""
-        starts = list(range(0, len(self.val) - self.context, self.context))
-        groups = [starts[i : i + self.rows] for i in range(0, len(starts), self.rows)]
-        return [self.batch(self.val, group) for group in groups[:20]]
+        """Return up to 320 windows of the validation part, which do not overlap, in batches."""
+        starts = list(range(0, len(self.val) - self.context, self.context))[:320]
+        return [self.batch(self.val, starts[i : i + 16]) for i in range(0, len(starts), 16)]
 
 
 # --- checkpoints -------------------------------------------------------------------------------
@@ -249,7 +264,7 @@ def store(trainer: Trainer, args: argparse.Namespace) -> None:
 
 
 def load_last(trainer: Trainer, args: argparse.Namespace) -> None:
-    """Load the newest checkpoint that is whole; say so if there is none."""
+    """Load the newest checkpoint that is whole, and cut the log after its step."""
     for leftover in (args.out / "checkpoints").glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
     problems = []
@@ -263,6 +278,11 @@ def load_last(trainer: Trainer, args: argparse.Namespace) -> None:
         print(f"warning: {problem}", file=sys.stderr)
     if problems and trainer.step == 0:
         raise ValueError("no checkpoint can be used; see the warnings above")
+    if (log := args.out / "log.jsonl").exists():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= trainer.step]
+        log.write_text("".join(kept), encoding="utf-8")
 
 
 # --- the run -----------------------------------------------------------------------------------
@@ -288,9 +308,6 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
     chief = rank == 0
     if chief:
         prepare_data(args, config.vocab_size, config.context_length)
-        settings = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "device")}
-        settings["text"] = [str(path.resolve()) for path in args.text] if args.text else None
-        (args.out / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     if world > 1:
         dist.barrier()
     tokenizer = BPETokenizer.load(args.out / "data" / "tokenizer.json")
@@ -298,16 +315,21 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
     windows = Windows(args, config.context_length, rank, world)
     torch.manual_seed(args.seed)
     model = GPTModel(config).to(args.device)
-    replica = torch.compile(model) if args.compile else model
-    if world > 1:
-        replica = DistributedDataParallel(replica)
+    replica = DistributedDataParallel(model) if world > 1 else model
+    if args.compile:
+        replica = torch.compile(replica)
     trainer = Trainer(model, training, replica)
     if args.resume:
         load_last(trainer, args)
     if chief:
+        settings = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "device")}
+        settings["text"] = [str(path.resolve()) for path in args.text] if args.text else None
+        (args.out / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    if chief:
         print(f"{count_parameters(model):,} parameters, {len(windows.train):,} tokens to train on, "
               f"{world} process(es) on {args.device}, from step {trainer.step}")  # fmt: skip
-    signal.signal(signal.SIGINT, lambda *_: setattr(windows, "stop", True))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(windows, "stop", True))
     val_batches = windows.validation()
     log_file = (args.out / "log.jsonl").open("a", encoding="utf-8") if chief else None
 
@@ -318,7 +340,8 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
         step, at_end = trainer.step, trainer.step == args.steps
         record["learning_rate"] = learning_rate_at(step - 1, training)
         if at_end or step % args.eval_every == 0:
-            record["val_loss"] = evaluate(model, val_batches)
+            with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
+                record["val_loss"] = evaluate(model, val_batches)
         if at_end or step % args.log_every == 0 or "val_loss" in record:
             print(json.dumps(record), file=log_file, flush=True)
         if at_end or step % args.checkpoint_every == 0:
@@ -346,7 +369,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.cuda.set_device(args.device)
         torch.set_float32_matmul_precision("high")
     if world > 1:
-        dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
+        backend = "nccl" if args.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=12))  # tokenising may take hours
     try:
         run(args, rank, world)
     except (ValueError, OSError, FloatingPointError) as error:

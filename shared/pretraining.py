@@ -140,7 +140,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     """Return the optimizers that together train every weight that requires a gradient.
 
     AdamW, with weight decay on matrices only; with config.muon, Muon for the matrices of
-    model.blocks, its step scaled to the size of AdamW's so that one learning rate serves both.
+    model.blocks, its step scaled to the size of AdamW's.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for_muon = [
@@ -152,24 +152,20 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        config.learning_rate,
-        (0.9, 0.95),
-        fused=True,
-    )
-    if not for_muon:
-        return [adamw]
-    decay = config.weight_decay
-    muon = torch.optim.Muon(for_muon, config.learning_rate, decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, adamw]
+    groups, rate, optimizers = [g for g in groups if g["params"]], config.learning_rate, []
+    if for_muon:
+        scaled = {"weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+        optimizers.append(torch.optim.Muon(for_muon, rate, **scaled))
+    if groups:
+        optimizers.append(torch.optim.AdamW(groups, rate, betas=(0.9, 0.95), fused=True))
+    return optimizers
 
 
 class Trainer:
     """A model in training: one call of train_step is one step of its optimizers.
 
     `replica` is the model as it shall be called, where that differs: compiled, or wrapped in
-    DistributedDataParallel. Then the loss is the mean over all processes.
+    DistributedDataParallel. Then every token counts the same, whichever process has it.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, replica: nn.Module | None = None):
@@ -184,22 +180,25 @@ class Trainer:
         Raises FloatingPointError, and leaves the weights as they are, if the loss or the gradient
         is not a finite number; ValueError if no target counts.
         """
-        n_targets = sum(count_targets(targets) for _, targets in batches)
+        device = batches[0][0].device
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        count = torch.tensor(sum(count_targets(targets) for _, targets in batches), device=device)
+        if world > 1:
+            dist.all_reduce(count)
+        n_targets = int(count)  # of all processes
         if not n_targets:
             raise ValueError(f"no target counts in the batches of step {self.step}")
-        device = batches[0][0].device.type
         total = torch.zeros((), device=device)
         for n, (inputs, targets) in enumerate(batches, start=1):
             last = n == len(batches)  # several processes exchange gradients once a step
             wait = nullcontext if last else getattr(self.replica, "no_sync", nullcontext)
-            with wait(), torch.autocast(device, torch.bfloat16, enabled=self.config.bfloat16):
+            mixed = torch.autocast(device.type, torch.bfloat16, enabled=self.config.bfloat16)
+            with wait(), mixed:
                 loss = summed_loss(self.replica, inputs, targets) / n_targets
-                loss.backward()
+                (loss * world).backward()  # DistributedDataParallel divides by world
             total += loss.detach()
-        if dist.is_initialized():
+        if world > 1:
             dist.all_reduce(total)
-            total /= (world := dist.get_world_size())
-            n_targets *= world
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         loss = float(total)
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -239,12 +238,14 @@ def train_model(
     `get_batch(i)` returns inputs and targets (B, T) number i, on the model's device. Every
     `eval_every` steps and at the end, a record (step, tokens, seconds, tokens_per_second,
     train_loss, val_loss; losses in nats per token) is made and handed to `on_eval`; `on_step` gets
-    one (step, tokens, seconds, loss) after every step. `trainer` continues one that has been
-    loaded from a checkpoint; without it, config.seed is set.
+    one (step, tokens, seconds, loss) after every step. `trainer` continues one of this model and
+    config, loaded from a checkpoint; without it, config.seed is set.
     """
     if trainer is None:
         torch.manual_seed(config.seed)
         trainer = Trainer(model, config)
+    elif trainer.model is not model or trainer.config != config:
+        raise ValueError("the trainer belongs to another model or configuration")
     val_batches, history, losses = list(val_batches), [], []
     seconds, tokens_before = 0.0, trainer.tokens
     model.train()
@@ -295,10 +296,11 @@ def sample_next(
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = (logits - logits.max(dim=-1, keepdim=True).values).float() / temperature
+    logits = logits.float()
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # no overflow near 0
     if top_k is not None:
-        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
+        best, index = logits.topk(min(top_k, logits.shape[-1]))  # exactly k, also among equals
+        logits = torch.full_like(logits, -torch.inf).scatter(1, index, best)
     if top_p is not None:
         ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
         unneeded = ordered.cumsum(dim=-1) - ordered >= top_p  # p was reached before this token
@@ -338,18 +340,20 @@ def generate(
     was_training = model.training
     model.eval()
     new = token_ids  # what the model has not yet seen
-    while token_ids.shape[1] < end and not stopped.all():
-        hidden = model.hidden_states(new if use_cache else token_ids, cache, pad_left=pad_left)
-        logits = model.out_head(hidden[:, -1])  # (B, V)
-        ids = sample_next(logits, temperature, top_k, top_p, generator)
-        if stop_token is not None:
-            ids = ids.masked_fill(stopped, stop_token)
-            stopped |= ids == stop_token
-        if on_token:
-            on_token(ids)
-        new = ids[:, None]  # (B, 1)
-        token_ids = torch.cat([token_ids, new], dim=1)
-    model.train(was_training)
+    try:
+        while token_ids.shape[1] < end and not stopped.all():
+            hidden = model.hidden_states(new if use_cache else token_ids, cache, pad_left=pad_left)
+            logits = model.out_head(hidden[:, -1])  # (B, V)
+            ids = sample_next(logits, temperature, top_k, top_p, generator)
+            if stop_token is not None:
+                ids = ids.masked_fill(stopped, stop_token)
+                stopped |= ids == stop_token
+            if on_token:
+                on_token(ids)
+            new = ids[:, None]  # (B, 1)
+            token_ids = torch.cat([token_ids, new], dim=1)
+    finally:
+        model.train(was_training)
     return token_ids
 
 
@@ -403,8 +407,11 @@ def weights_of(model: Decoder) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
-def set_weights(model: Decoder, weights: dict[str, torch.Tensor]) -> None:
-    """Load what weights_of returns; ValueError lists what is missing, extra or misshapen."""
+def set_weights(model: Decoder, weights: dict[str, torch.Tensor], *, assign: bool = False) -> None:
+    """Load what weights_of returns; ValueError lists what is missing, extra or misshapen.
+
+    The numbers are copied; with `assign`, the model takes over the tensors themselves.
+    """
     expected = weights_of(model)
     wrong = [f"missing {name}" for name in expected if name not in weights]
     wrong += [f"unknown {name}" for name in weights if name not in expected]
@@ -415,7 +422,9 @@ def set_weights(model: Decoder, weights: dict[str, torch.Tensor]) -> None:
     ]
     if wrong:
         raise ValueError(f"the weights do not fit the model: {'; '.join(wrong)}")
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(weights, strict=False, assign=assign)
+    if assign:
+        model.tie()
 
 
 KINDS = {"GPTModel": (GPTModel, GPTConfig), "LlamaModel": (LlamaModel, LlamaConfig)}
@@ -448,9 +457,11 @@ def load_model(folder: str | Path) -> Decoder:
 
 
 def described(trainer: Trainer) -> dict:
-    """Return the kind and all settings of a model and its training, as plain data."""
-    model = trainer.model
-    return {"kind": type(model).__name__} | asdict(model.config) | asdict(trainer.config)
+    """Return what a checkpoint must agree on: all settings but the steps and their size."""
+    model, training = trainer.model, asdict(trainer.config)
+    for free in ("max_steps", "learning_rate", "warmup_steps", "final_share"):
+        del training[free]  # a run may be continued with others
+    return {"kind": type(model).__name__} | asdict(model.config) | training
 
 
 def file_hash(path: Path) -> str:

@@ -168,8 +168,22 @@ def test_bad_input_is_named(tmp_path):
         run = pretrain(*arguments, *options, "--out", tmp_path / f"run{n}")
         assert run.returncode != 0 and "Traceback" not in run.stderr, run.stderr
         assert re.search(message, run.stderr), (message, run.stderr)
+    wrong_first = pretrain("--tales", 50, *options, "--accumulate", 3, "--out", tmp_path / "again")
+    mended = pretrain("--tales", 50, *options, "--accumulate", 2, "--out", tmp_path / "again")
+    assert (wrong_first.returncode, mended.returncode) == (2, 0), mended.stderr
     nothing = pretrain("--out", tmp_path / "none", "--resume")
     assert nothing.returncode == 2 and "nothing to resume" in nothing.stderr
+
+
+def test_a_resumed_run_takes_more_steps_but_no_other_settings(tmp_path):
+    out = tmp_path / "run"
+    assert pretrain(*SMALL, "--steps", 4, "--out", out).returncode == 0
+    other = pretrain("--out", out, "--resume", "--context", 12, "--seed", 123)
+    assert other.returncode == 2 and "leave out --context\n" in other.stderr
+    more = pretrain("--out", out, "--resume", "--steps", 6)
+    assert more.returncode == 0 and "from step 4" in more.stdout, more.stderr
+    lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole_run, tmp_path):

@@ -389,9 +389,9 @@ def test_checkpoints_of_another_configuration_or_damaged(tmp_path):
     trainer = Trainer(build(), TrainConfig(9))
     trainer.train_step([batch(0)])
     save_checkpoint(trainer, tmp_path / "c")
-    other = Trainer(build(replace(GPT, emb_dim=32)), TrainConfig(8))
+    other = Trainer(build(replace(GPT, emb_dim=32)), TrainConfig(9, weight_decay=0.2))
     before = [tensor.clone() for tensor in states(other)]
-    with pytest.raises(ValueError, match="emb_dim is 16, here 32; max_steps is 9, here 8"):
+    with pytest.raises(ValueError, match="emb_dim is 16, here 32; weight_decay is 0.1, here 0.2"):
         load_checkpoint(other, tmp_path / "c")
     fresh = Trainer(build(seed=4), TrainConfig(9))
     unchanged = [tensor.clone() for tensor in states(fresh)]
