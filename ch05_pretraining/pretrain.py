@@ -7,10 +7,10 @@
         --compile --out runs/big
 
 The text is tokenised once, into OUT/data. Checkpoints go to OUT/checkpoints, one line of JSON per
-logged step to OUT/log.jsonl, and the finished model, with its tokenizer, to OUT/model, where
-`shared.pretraining.load_model` finds it. Ctrl-C saves a checkpoint and stops; after that, or after
-a crash, --resume goes on with the settings of the first call; --steps, --learning-rate and --keep
-may be given anew.
+logged step to OUT/log.jsonl (seconds count from the start or the resumption), and the finished
+model, with its tokenizer, to OUT/model; README.md shows how to write with it. Ctrl-C finishes the
+step, saves a checkpoint and the model, and stops; after that, or after a crash, --resume goes on
+with the settings of the first call; --steps, --learning-rate and --keep may be given anew.
 
 A step trains on --batch-size windows in all: several processes share them, so the same command
 gives the same loss curve with any number of processes.
@@ -49,8 +49,13 @@ from shared.pretraining import (
 from shared.text_data import END_OF_TEXT, BPETokenizer
 from shared.tiny_tales import tales
 
-SIZES = {"small": GPTConfig(4096, 256, emb_dim=256, n_heads=4, n_layers=6), **GPT_CONFIGS}
+SMALL = GPTConfig(4096, 256, emb_dim=256, n_heads=4, n_layers=6)
+SIZES = {"small": SMALL} | {name: GPT_CONFIGS[name] for name in ("124M", "355M", "774M", "1558M")}
 CHUNK = 1 << 20  # bytes read at a time
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps line breaks, and adds every option's default."""
 
 
 class Stop(Exception):
@@ -61,32 +66,67 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's settings; with --resume, those of the first call."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], epilog="\n\n".join(__doc__.split("\n\n")[1:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--text", nargs="+", type=Path, metavar="FILE", help="plain text files, UTF-8")
-    add("--tales", type=int, metavar="N", help="instead of files, N stories of Tiny Tales")
-    add("--out", type=Path, required=True, metavar="DIR", help="where everything is written")
+    add(
+        "--text",
+        nargs="+",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="plain text files, UTF-8",
+    )
+    add(
+        "--tales",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="instead of files, N stories of Tiny Tales",
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="where everything is written",
+    )
     add("--resume", action="store_true", help="go on from the last checkpoint in DIR")
-    add("--config", choices=SIZES, default="small", help="size of the model (default: small)")
-    add("--vocab-size", type=int, help="tokens to learn from the text (default: the config's; "
-        "GPT-2's own vocabulary is used where that is 50,257)")  # fmt: skip
-    add("--context", type=int, help="tokens in a window (default: the config's)")
-    add("--steps", type=int, default=1000, help="steps of the optimizer (default: 1000)")
+    add(
+        "--config",
+        choices=SIZES,
+        default="small",
+        help="size of the model: small has 6 layers, 5M parameters, a context of 256 and 4,096 "
+        "tokens; the others are GPT-2's sizes",
+    )
+    add("--vocab-size", type=int, default=argparse.SUPPRESS, help="tokens to learn from the "
+        "text, if not as many as the size has; 50,257 stands for GPT-2's own")  # fmt: skip
+    add(
+        "--context",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="tokens in a window, if not the size's",
+    )
+    add("--steps", type=int, default=1000, help="steps of the optimizer")
     add("--batch-size", type=int, default=16, help="windows in a step, all processes together")
     add("--accumulate", type=int, default=1, help="parts in which a step's windows are computed, "
-        "to save memory (default: 1)")  # fmt: skip
-    add("--learning-rate", type=float, default=2e-3, help="its highest value (default: 0.002)")
-    add("--warmup", type=int, default=50, help="steps until it is reached (default: 50)")
-    add("--adamw", action="store_true", help="AdamW for everything (default: Muon for matrices)")
+        "to save memory")  # fmt: skip
+    add("--learning-rate", type=float, default=2e-3, help="its highest value")
+    add("--warmup", type=int, default=argparse.SUPPRESS, help="steps until it is reached (default: "
+        "a tenth of the steps, at most 50)")  # fmt: skip
+    add("--adamw", action="store_true", help="AdamW for everything, not Muon for matrices")
     add("--bfloat16", action="store_true", help="mixed precision; for GPUs that have it")
     add("--compile", action="store_true", help="torch.compile: a slow start, then faster")
     add("--log-every", type=int, default=10, metavar="N", help="a log line every N steps")
     add("--eval-every", type=int, default=200, metavar="N", help="validation every N steps")
     add("--checkpoint-every", type=int, default=200, metavar="N", help="one every N steps")
-    add("--keep", type=int, default=2, metavar="K", help="checkpoints to keep (default: 2)")
-    add("--seed", type=int, default=123)
-    args = parser.parse_args(argv)
+    add("--keep", type=int, default=2, metavar="K", help="checkpoints to keep")
+    add("--seed", type=int, default=123, help="of weights and data")
+    optional = argparse.Namespace(
+        **dict.fromkeys(("text", "tales", "vocab_size", "context", "warmup"))
+    )
+    args = parser.parse_args(argv, optional)
     settings_file = args.out / "settings.json"
     if args.resume:
         if not settings_file.exists():
@@ -104,6 +144,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give either --text or --tales")
     elif checkpoints(args.out):
         parser.error(f"{args.out} holds a run already: add --resume, or choose another --out")
+    if missing := [str(path) for path in args.text or [] if not (path.is_file() or args.resume)]:
+        parser.error(f"--text: no such file: {', '.join(missing)}")
     low = [k for k, v in vars(args).items() if type(v) is int and v < 1]
     if low := [name for name in low if name not in ("seed", "warmup")]:
         parser.error(f"must be at least 1: {options(low)}")
@@ -300,7 +342,7 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
         args.steps,
         args.learning_rate,
         muon=not args.adamw,
-        warmup_steps=min(args.warmup, args.steps),
+        warmup_steps=min(50, args.steps // 10) if args.warmup is None else args.warmup,
         accumulate=args.accumulate,
         bfloat16=args.bfloat16,
         seed=args.seed,
@@ -326,10 +368,18 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
         settings["text"] = [str(path.resolve()) for path in args.text] if args.text else None
         (args.out / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     if chief:
-        print(f"{count_parameters(model):,} parameters, {len(windows.train):,} tokens to train on, "
-              f"{world} process(es) on {args.device}, from step {trainer.step}")  # fmt: skip
+        print(f"{count_parameters(model):,} parameters, a vocabulary of {config.vocab_size:,}, "
+              f"{len(windows.train):,} tokens to train on, {world} process(es) on {args.device}, "
+              f"from step {trainer.step}")  # fmt: skip
+
+    def ask_to_stop(number: int, frame) -> None:
+        """Let the step be finished; asked a second time, stop at once."""
+        windows.stop = True
+        signal.signal(number, signal.SIG_DFL)
+        print("\nfinishing this step, then saving (once more: stop at once)", flush=True)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: setattr(windows, "stop", True))
+        signal.signal(number, ask_to_stop)
     val_batches = windows.validation()
     log_file = (args.out / "log.jsonl").open("a", encoding="utf-8") if chief else None
 
@@ -352,11 +402,12 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
     except Stop:
         if chief:
             store(trainer, args)
-            print(f"stopped at step {trainer.step}; go on with: --out {args.out} --resume")
+            save_model(model, args.out / "model", tokenizer)
+            print(f"stopped at step {trainer.step}; to go on, give --out {args.out} --resume")
         return
     if chief:
         save_model(model, args.out / "model", tokenizer)
-        print(f"done; the model is in {args.out / 'model'}")
+        print(f"step {trainer.step} of {args.steps} is done; the model is in {args.out / 'model'}")
 
 
 def main(argv: list[str] | None = None) -> int:

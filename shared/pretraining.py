@@ -256,6 +256,7 @@ def train_model(
             batches = [get_batch(first + n) for n in range(config.accumulate)]
             losses.append(trainer.train_step(batches))
             seconds += time.perf_counter() - start
+            bar.set_postfix(loss=losses[-1], refresh=False)
             bar.update()
             if on_step:
                 so_far = {"step": trainer.step, "tokens": trainer.tokens, "seconds": seconds}
@@ -271,7 +272,6 @@ def train_model(
                     "val_loss": evaluate(model, val_batches) if val_batches else math.nan,
                 }
                 history.append(record)
-                bar.set_postfix(train=record["train_loss"], val=record["val_loss"])
                 losses = []
                 if on_eval:
                     on_eval(trainer, record)
@@ -452,7 +452,7 @@ def load_model(folder: str | Path) -> Decoder:
         model = model_class(config_class(**settings))
         set_weights(model, load_file(folder / "model.safetensors"))
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"cannot load a model from {folder}: {error!r}") from error
+        raise ValueError(f"cannot load a model from {folder}: {error}") from error
     return model
 
 
@@ -497,7 +497,7 @@ def read_checkpoint(folder: Path, settings: dict) -> dict:
         hashes, stored = record["sha256"], record["settings"]
         damaged = [name for name, digest in hashes.items() if file_hash(folder / name) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} is not a complete checkpoint: {error!r}") from error
+        raise ValueError(f"{folder} is not a complete checkpoint: {error}") from error
     if damaged:
         names = ", ".join(damaged)
         raise ValueError(f"{folder} is damaged: {names} has changed since it was written")

@@ -1,7 +1,6 @@
 """Chapter 5, second part: weights and tokenizers of others, against transformers and by hand."""
 
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import replace
