@@ -13,21 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 __all__ = [
-    "future_leak",
-    "CausalSelfAttention",
-    "check_input",
-    "MultiHeadAttentionWrapper",
-    "check_heads",
-    "stack_heads",
-    "attention_mask",
-    "split_heads",
-    "attend",
-    "MultiHeadAttention",
-    "plot_attention",
-    "plot_attention_arcs",
-    "LayerCache",
-    "KVCache",
-]
+    "future_leak", "CausalSelfAttention", "check_input", "MultiHeadAttentionWrapper",
+    "check_heads", "stack_heads", "attention_mask", "split_heads", "attend",
+    "MultiHeadAttention", "plot_attention", "plot_attention_arcs", "LayerCache", "KVCache",
+]  # fmt: skip
 
 
 def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:

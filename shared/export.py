@@ -275,8 +275,14 @@ class _Draft:
         head += ["", f"Generated from {self.label} by `python -m shared.export`;"]
         head += ["edit the notebook, not this file.", '"""', ""]
         imports = [line for lines in self.imports.values() for line in lines]
-        names = _Line(f"__all__ = {list(self.names)}")
-        return [*map(_Line, head), *imports, names, *self.body, *map(_Line, ["", *self.guard])]
+        names = json.dumps(list(self.names))
+        if len(names) > 90:  # several on a line, where the formatter would give each its own
+            inner = textwrap.fill(
+                names[1:-1] + ",", 96, initial_indent="    ", subsequent_indent="    "
+            )
+            names = f"[\n{inner}\n]  # fmt: skip"
+        names = map(_Line, f"__all__ = {names}".splitlines())
+        return [*map(_Line, head), *imports, *names, *self.body, *map(_Line, ["", *self.guard])]
 
     def check_names(self, lines: list[_Line], text: str) -> None:
         """Refuse names that are used but not defined, imports without use, redefinitions."""

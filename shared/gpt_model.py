@@ -18,27 +18,11 @@ from torch.autograd.function import once_differentiable
 from shared.attention import KVCache, MultiHeadAttention
 
 __all__ = [
-    "LayerNorm",
-    "GELU",
-    "FeedForward",
-    "onednn_is_faster",
-    "USE_ONEDNN",
-    "onednn_product",
-    "OneDNNLinear",
-    "onednn_can",
-    "Linear",
-    "use_fast_linear",
-    "TransformerBlock",
-    "GPTConfig",
-    "check_config",
-    "token_positions",
-    "Decoder",
-    "GPTModel",
-    "initialise",
-    "count_parameters",
-    "GPT_CONFIGS",
-    "generate_greedy",
-]
+    "LayerNorm", "GELU", "FeedForward", "onednn_is_faster", "USE_ONEDNN", "onednn_product",
+    "OneDNNLinear", "onednn_can", "Linear", "use_fast_linear", "TransformerBlock", "GPTConfig",
+    "check_config", "token_positions", "Decoder", "GPTModel", "initialise", "count_parameters",
+    "GPT_CONFIGS", "generate_greedy",
+]  # fmt: skip
 
 
 class LayerNorm(nn.Module):

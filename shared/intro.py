@@ -17,14 +17,9 @@ import psutil
 import torch
 
 __all__ = [
-    "check_environment",
-    "set_seed",
-    "get_device",
-    "COLORS",
-    "use_course_style",
-    "RuleBot",
+    "check_environment", "set_seed", "get_device", "COLORS", "use_course_style", "RuleBot",
     "BigramModel",
-]
+]  # fmt: skip
 
 
 def check_environment(requirements: Path | None = None) -> list[str]:

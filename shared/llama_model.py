@@ -16,17 +16,9 @@ from shared.attention import attend, check_input, split_heads
 from shared.gpt_model import Decoder, check_config, initialise, token_positions, use_fast_linear
 
 __all__ = [
-    "RMSNorm",
-    "Rotary",
-    "halves_to_pairs",
-    "pairs_to_halves",
-    "SwiGLU",
-    "GroupedQueryAttention",
-    "LlamaConfig",
-    "SMOLLM2_135M",
-    "LlamaBlock",
-    "LlamaModel",
-]
+    "RMSNorm", "Rotary", "halves_to_pairs", "pairs_to_halves", "SwiGLU",
+    "GroupedQueryAttention", "LlamaConfig", "SMOLLM2_135M", "LlamaBlock", "LlamaModel",
+]  # fmt: skip
 
 
 class RMSNorm(nn.Module):

@@ -7,7 +7,6 @@ edit the notebook, not this file.
 
 import json
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
@@ -28,7 +27,6 @@ from shared.text_data import (
     END_OF_TEXT,
     GPT2_PATTERN,
     BPETokenizer,
-    Specials,
     Tokenizer,
     apply_merges,
     gpt2_byte_of_character,
@@ -39,33 +37,12 @@ from shared.text_data import (
 )
 
 __all__ = [
-    "GGUF_NAMES",
-    "our_name",
-    "gguf_value",
-    "gguf_config",
-    "gguf_weights",
-    "model_with",
-    "load_gguf",
-    "SMOLLM2_PATTERN",
-    "PretrainedTokenizer",
-    "load_gguf_tokenizer",
-    "SMOLLM2_SYSTEM",
-    "chat_prompt",
-    "Conversation",
-    "GPT2_NAMES",
-    "QKV",
-    "from_gpt2",
-    "load_gpt2",
-    "load_pretrained",
-    "tokenizer_for",
-    "LLAMA_NAMES",
-    "their_name",
-    "to_gpt2",
-    "to_llama",
-    "transformers_config",
-    "tokenizers_json",
-    "save_for_transformers",
-]
+    "GGUF_NAMES", "our_name", "gguf_value", "gguf_config", "gguf_weights", "model_with",
+    "load_gguf", "SMOLLM2_PATTERN", "PretrainedTokenizer", "load_gguf_tokenizer",
+    "SMOLLM2_SYSTEM", "chat_prompt", "Conversation", "GPT2_NAMES", "QKV", "from_gpt2",
+    "load_gpt2", "load_pretrained", "tokenizer_for", "LLAMA_NAMES", "their_name", "to_gpt2",
+    "to_llama", "transformers_config", "tokenizers_json", "save_for_transformers",
+]  # fmt: skip
 
 GGUF_NAMES = {
     "token_embd": "tok_emb", "output_norm": "final_norm", "output": "out_head",
@@ -162,25 +139,15 @@ class PretrainedTokenizer:
         self._ids = {token: i for i, token in self.vocab.items()}
         self._order = {pair: rank for rank, pair in enumerate(self.merges)}
         self._missing = {byte for byte in range(256) if bytes([byte]) not in self._ids}
-        self._encoding = tiktoken.Encoding(
-            "pretrained",
-            pat_str=pattern,
-            mergeable_ranks=self._ids,
-            special_tokens=self.special_tokens,
-        )
+        parts = {"mergeable_ranks": self._ids, "special_tokens": self.special_tokens}
+        self._encoding = tiktoken.Encoding("pretrained", pat_str=pattern, **parts)
 
     @property
     def n_vocab(self) -> int:
         """The number of ids, special tokens included."""
         return self._encoding.n_vocab
 
-    def encode(
-        self,
-        text: str,
-        *,
-        allowed_special: Specials = frozenset(),
-        disallowed_special: Specials = "all",
-    ) -> list[int]:
+    def encode(self, text: str, *, allowed_special=frozenset(), disallowed_special="all"):
         """Return token ids; ValueError for a special token that is not allowed."""
         known = self.special_tokens
         allowed, disallowed = special_sets(known, allowed_special, disallowed_special)
@@ -258,14 +225,8 @@ class Conversation:
             ids += self.tokenizer.encode(after, allowed_special="all")
         return ids
 
-    def reply(
-        self,
-        text: str,
-        max_new_tokens: int = 200,
-        write: Callable[[str], None] | None = None,
-        **sampling,
-    ) -> str:
-        """Say something, and return the answer; `write` gets it in pieces as it comes.
+    def reply(self, text: str, max_new_tokens: int = 200, write=None, **sampling) -> str:
+        """Say something, and return the answer; a function `write` gets it in pieces as it comes.
 
         `sampling` is handed to generate. Raises ValueError if the conversation has outgrown the
         model's context; it is then as it was before.
@@ -282,10 +243,9 @@ class Conversation:
                 shown = len(so_far)
 
         prompt = torch.tensor([self.ids()], device=self.model.tok_emb.weight.device)
+        sampling |= {"stop_token": end, "on_token": on_token}
         try:
-            generate(
-                self.model, prompt, max_new_tokens, stop_token=end, on_token=on_token, **sampling
-            )
+            generate(self.model, prompt, max_new_tokens, **sampling)
         except ValueError:
             self.messages.pop()
             raise
@@ -396,10 +356,9 @@ def to_gpt2(model: GPTModel) -> dict[str, torch.Tensor]:
         theirs = their_name(name, GPT2_NAMES, "h", "transformer.")
         is_product = ".c_" in theirs and tensor.ndim == 2
         tensors[theirs] = tensor.T if is_product else tensor
-    for i, block in enumerate(model.blocks):  # transformers' GPT-2 always has this bias
-        n_outputs = 3 * model.config.emb_dim
-        if block.attention.W_query.bias is None:
-            tensors[f"transformer.h.{i}.attn.c_attn.bias"] = torch.zeros(n_outputs)
+    for i in range(model.config.n_layers):  # transformers' GPT-2 always has this bias
+        name = f"transformer.h.{i}.attn.c_attn.bias"
+        tensors.setdefault(name, torch.zeros(3 * model.config.emb_dim))
     return tensors
 
 

@@ -29,30 +29,11 @@ from shared.llama_model import LlamaConfig, LlamaModel
 from shared.text_data import BPETokenizer, Tokenizer
 
 __all__ = [
-    "IGNORE",
-    "summed_loss",
-    "count_targets",
-    "evaluate",
-    "TrainConfig",
-    "learning_rate_at",
-    "make_optimizers",
-    "Trainer",
-    "train_model",
-    "sample_next",
-    "generate",
-    "story_batch",
-    "write_folder",
-    "weights_of",
-    "set_weights",
-    "KINDS",
-    "save_model",
-    "load_model",
-    "described",
-    "file_hash",
-    "save_checkpoint",
-    "read_checkpoint",
-    "load_checkpoint",
-]
+    "IGNORE", "summed_loss", "count_targets", "evaluate", "TrainConfig", "learning_rate_at",
+    "make_optimizers", "Trainer", "train_model", "sample_next", "generate", "story_batch",
+    "write_folder", "weights_of", "set_weights", "KINDS", "save_model", "load_model",
+    "described", "file_hash", "save_checkpoint", "read_checkpoint", "load_checkpoint",
+]  # fmt: skip
 
 IGNORE = -100  # a target that does not count, F.cross_entropy's own convention
 
@@ -107,24 +88,15 @@ class TrainConfig:
     seed: int = 123
 
     def __post_init__(self):
-        if (
-            self.max_steps < 1
-            or not 0 <= self.warmup_steps <= self.max_steps
-            or self.accumulate < 1
-        ):
-            raise ValueError(
-                f"steps out of range: max_steps {self.max_steps}, warmup_steps "
-                f"{self.warmup_steps}, accumulate {self.accumulate}"
-            )
-        if not 0 < self.learning_rate < 1 or not 0 <= self.final_share <= 1:
-            raise ValueError(
-                f"learning rate out of range: {self.learning_rate}, final_share {self.final_share}"
-            )
-        if self.max_grad_norm <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"max_grad_norm {self.max_grad_norm} must be positive and weight_decay "
-                f"{self.weight_decay} not negative"
-            )
+        in_range = {
+            "max_steps": self.max_steps >= 1,
+            "warmup_steps": 0 <= self.warmup_steps <= self.max_steps,
+            "learning_rate": 0 < self.learning_rate < 1, "final_share": 0 <= self.final_share <= 1,
+            "weight_decay": self.weight_decay >= 0, "max_grad_norm": self.max_grad_norm > 0,
+            "accumulate": self.accumulate >= 1,
+        }  # fmt: skip
+        if wrong := [f"{name} = {getattr(self, name)}" for name, ok in in_range.items() if not ok]:
+            raise ValueError(f"out of range: {', '.join(wrong)}")
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -188,6 +160,7 @@ class Trainer:
         n_targets = int(count)  # of all processes
         if not n_targets:
             raise ValueError(f"no target counts in the batches of step {self.step}")
+        self.model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for n, (inputs, targets) in enumerate(batches, start=1):
             last = n == len(batches)  # several processes exchange gradients once a step
@@ -202,7 +175,6 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         loss = float(total)
         if not math.isfinite(loss) or not math.isfinite(norm):
-            self.zero_grad()
             raise FloatingPointError(
                 f"step {self.step}: loss {loss}, gradient norm {float(norm)}; nothing was changed. "
                 "Go back to the last checkpoint with a smaller learning rate"
@@ -211,14 +183,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(self.step, self.config)
             optimizer.step()
-        self.zero_grad()
         self.step, self.tokens = self.step + 1, self.tokens + n_targets
         return loss
-
-    def zero_grad(self) -> None:
-        """Drop all gradients."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
 
 
 def train_model(

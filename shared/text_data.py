@@ -24,39 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from shared.fetch import ARTIFACTS, fetch, fetch_gpt2_vocab, verify
 
 __all__ = [
-    "load_text",
-    "load_gpt2_encoding",
-    "END_OF_TEXT",
-    "GPT2_PATTERN",
-    "merge_pair",
-    "PRE_TOKENS",
-    "replace_lone_surrogates",
-    "split_on_special",
-    "count_pre_tokens",
-    "FLIPPED",
-    "descending",
-    "PairIndex",
-    "train_bpe",
-    "apply_merges",
-    "split_safely",
-    "Specials",
-    "special_sets",
-    "refuse_special",
-    "Tables",
-    "learn_tables",
-    "FILE_FORMAT",
-    "write_tables",
-    "read_tables",
-    "gpt2_byte_of_character",
-    "read_gpt2_tables",
-    "check_tables",
-    "make_tiktoken",
-    "Tokenizer",
-    "BPETokenizer",
-    "GPTDataset",
-    "create_dataloader",
+    "load_text", "load_gpt2_encoding", "END_OF_TEXT", "GPT2_PATTERN", "merge_pair",
+    "PRE_TOKENS", "replace_lone_surrogates", "split_on_special", "count_pre_tokens", "FLIPPED",
+    "descending", "PairIndex", "train_bpe", "apply_merges", "split_safely", "Specials",
+    "special_sets", "refuse_special", "Tables", "learn_tables", "FILE_FORMAT", "write_tables",
+    "read_tables", "gpt2_byte_of_character", "read_gpt2_tables", "check_tables",
+    "make_tiktoken", "Tokenizer", "BPETokenizer", "GPTDataset", "create_dataloader",
     "sinusoidal_positions",
-]
+]  # fmt: skip
 
 
 def load_text(source: str | Path | None = None) -> str:

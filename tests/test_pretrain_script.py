@@ -161,7 +161,7 @@ def test_bad_input_is_named(tmp_path):
             ["--tales", 50, "--batch-size", 3, "--accumulate", 2],
             "--batch-size 3 is not divisible by 2",
         ),
-        (["--tales", 50, "--learning-rate", 5], "learning rate out of range: 5.0"),
+        (["--tales", 50, "--learning-rate", 5], "out of range: learning_rate = 5.0"),
         (["--tales", 0, "--log-every", 0], "at least 1: --tales, --log-every"),
     ]
     for n, (arguments, message) in enumerate(cases):
