@@ -215,8 +215,8 @@ def train_model(
     val_batches, history, losses = list(val_batches), [], []
     seconds, tokens_before = 0.0, trainer.tokens
     model.train()
-    bar = tqdm(total=config.max_steps, initial=trainer.step, disable=not progress, file=sys.stdout)
-    with bar:
+    shown = {"disable": not progress, "file": sys.stdout}
+    with tqdm(total=config.max_steps, initial=trainer.step, **shown) as bar:
         while trainer.step < config.max_steps:
             start, first = time.perf_counter(), trainer.step * config.accumulate
             batches = [get_batch(first + n) for n in range(config.accumulate)]
