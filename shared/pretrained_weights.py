@@ -79,6 +79,8 @@ def gguf_config(reader: gguf.GGUFReader) -> LlamaConfig:
         "hidden_dim": "feed_forward_length", "rope_base": "rope.freq_base",
     }  # fmt: skip
     settings = {ours: gguf_value(reader, f"llama.{key}") for ours, key in sizes.items()}
+    if any(key.startswith("llama.rope.scaling") for key in reader.fields):
+        raise ValueError("scaled rotary positions are not supported")
     eps = np.float32(gguf_value(reader, "llama.attention.layer_norm_rms_epsilon"))
     tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
     return LlamaConfig(**settings, norm_eps=float(str(eps)), tie_weights=tied)
@@ -100,9 +102,7 @@ def gguf_weights(reader: gguf.GGUFReader) -> dict[str, torch.Tensor]:
     return weights
 
 
-def model_with(
-    model_class: type[Decoder], config: GPTConfig | LlamaConfig, weights: dict[str, torch.Tensor]
-) -> Decoder:
+def model_with(model_class, config, weights: dict[str, torch.Tensor]) -> Decoder:
     """Return a model that takes over the weights; ValueError lists those that do not fit."""
     with torch.device("meta"):
         model = model_class(config)
@@ -199,8 +199,8 @@ SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Huggin
 def chat_prompt(messages: list[dict[str, str]], system: str = SMOLLM2_SYSTEM) -> str:
     """Return a conversation in ChatML, ending where the assistant's answer begins.
 
-    A message has a "role" (system, user or assistant) and a "content". Unless the first is a
-    system message, `system` is put before it.
+    For texts that you trust; Conversation.ids is safe for any. A message has a "role" (system,
+    user or assistant) and a "content". Unless the first is a system message, `system` comes first.
     """
     if not messages or messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
@@ -229,7 +229,7 @@ class Conversation:
         """Say something, and return the answer; a function `write` gets it in pieces as it comes.
 
         `sampling` is handed to generate. Raises ValueError if the conversation has outgrown the
-        model's context; it is then as it was before.
+        model's context. After an error or an interrupt, it is as it was before.
         """
         self.messages.append({"role": "user", "content": text})
         end, new, shown = self.tokenizer.encode("<|im_end|>", allowed_special="all")[0], [], 0
@@ -242,14 +242,16 @@ class Conversation:
                 write(so_far[shown:])
                 shown = len(so_far)
 
-        prompt = torch.tensor([self.ids()], device=self.model.tok_emb.weight.device)
         sampling |= {"stop_token": end, "on_token": on_token}
         try:
+            prompt = torch.tensor([self.ids()], device=self.model.tok_emb.weight.device)
             generate(self.model, prompt, max_new_tokens, **sampling)
-        except ValueError:
+        except BaseException:  # also an interrupt
             self.messages.pop()
             raise
         answer = self.tokenizer.decode(new)
+        if write and shown < len(answer):
+            write(answer[shown:])
         self.messages.append({"role": "assistant", "content": answer})
         return answer
 
@@ -295,9 +297,9 @@ def load_gpt2(size: str = "124M") -> GPTModel:
         path = bring(local_files_only=True)
     except huggingface_hub.errors.LocalEntryNotFoundError:
         try:
-            urlopen("https://huggingface.co", timeout=10).close()  # is there a network at all?
+            urlopen("https://huggingface.co", timeout=10).close()  # else it retries for long
             path = bring()
-        except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        except Exception as error:  # of many types
             raise FetchError(f"cannot download {repository}: {error}") from error
     return model_with(GPTModel, GPT_CONFIGS[size], from_gpt2(load_file(path)))
 
@@ -308,20 +310,20 @@ def load_pretrained(name: str | Path = "smollm2-135m") -> Decoder:
 
     Raises ValueError for an unknown name, FetchError if it has to be downloaded and cannot be.
     """
-    if str(name) == "smollm2-135m":
-        return load_gguf(fetch_smollm2(progress=True))
-    if str(name).startswith("gpt2-"):
-        return load_gpt2(str(name).removeprefix("gpt2-").upper())
     if Path(name).is_dir():
         return load_model(name).eval()
+    if str(name) == "smollm2-135m":
+        return load_gguf(fetch_smollm2())
+    if str(name).startswith("gpt2-"):
+        return load_gpt2(str(name).removeprefix("gpt2-").upper())
     raise ValueError(f"no model {str(name)!r}: smollm2-135m, gpt2-124m (355m, …) or a folder")
 
 
 def tokenizer_for(name: str | Path = "smollm2-135m") -> Tokenizer:
     """Return the tokenizer that belongs to load_pretrained(name)."""
     if str(name) == "smollm2-135m":
-        return load_gguf_tokenizer(fetch_smollm2(progress=True))
-    if str(name).startswith("gpt2-"):
+        return load_gguf_tokenizer(fetch_smollm2())
+    if str(name).startswith("gpt2-") and not Path(name).is_dir():
         return BPETokenizer.from_gpt2_files()
     return BPETokenizer.load(Path(name) / "tokenizer.json")
 
@@ -346,7 +348,7 @@ def their_name(name: str, names: dict[str, str], layers: str, prefix: str) -> st
 
 def to_gpt2(model: GPTModel) -> dict[str, torch.Tensor]:
     """Return the weights under the names of transformers' GPT2LMHeadModel."""
-    state, tensors = weights_of(model), {}
+    state, tensors, D = weights_of(model), {}, model.config.emb_dim
     for name, tensor in state.items():
         if "W_key" in name or "W_value" in name:
             continue  # they go with the query
@@ -358,7 +360,7 @@ def to_gpt2(model: GPTModel) -> dict[str, torch.Tensor]:
         tensors[theirs] = tensor.T if is_product else tensor
     for i in range(model.config.n_layers):  # transformers' GPT-2 always has this bias
         name = f"transformer.h.{i}.attn.c_attn.bias"
-        tensors.setdefault(name, torch.zeros(3 * model.config.emb_dim))
+        tensors.setdefault(name, tensors["transformer.wte.weight"].new_zeros(3 * D))
     return tensors
 
 
@@ -372,11 +374,11 @@ def to_llama(model: LlamaModel) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def transformers_config(config: GPTConfig | LlamaConfig, eot_token: int) -> dict:
-    """Return config.json for transformers, as a dictionary."""
+def transformers_config(config: GPTConfig | LlamaConfig, end: int, dtype: str) -> dict:
+    """Return config.json for transformers; `end` is the id that ends a text."""
     common = {
         "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": eot_token, "eos_token_id": eot_token, "dtype": "float32",
+        "bos_token_id": end, "eos_token_id": end, "dtype": dtype,
     }  # fmt: skip
     if isinstance(config, GPTConfig):
         return common | {
@@ -425,18 +427,18 @@ def tokenizers_json(tokenizer: BPETokenizer | PretrainedTokenizer) -> dict:
     }
 
 
-def save_for_transformers(
-    model: Decoder, tokenizer: BPETokenizer | PretrainedTokenizer, folder: str | Path
-) -> None:
+def save_for_transformers(model: Decoder, tokenizer, folder: str | Path) -> None:
     """Write a folder that Hugging Face's AutoModelForCausalLM and AutoTokenizer load."""
     is_gpt = isinstance(model, GPTModel)
     tensors = to_gpt2(model) if is_gpt else to_llama(model)
+    special, dtype = tokenizer.special_tokens, str(model.tok_emb.weight.dtype)
+    end = "<|im_end|>" if "<|im_end|>" in special else END_OF_TEXT  # of a turn, or of a text
     settings = {
-        "config.json": transformers_config(model.config, tokenizer.eot_token),
+        "config.json": transformers_config(model.config, special[end], dtype.split(".")[1]),
         "tokenizer.json": tokenizers_json(tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": END_OF_TEXT,
+            "eos_token": end,
             "model_max_length": model.config.context_length,
         },
     }

@@ -7,6 +7,7 @@ edit the notebook, not this file.
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -224,15 +225,12 @@ def train_model(
             seconds += time.perf_counter() - start
             bar.set_postfix(loss=losses[-1], refresh=False)
             bar.update()
+            so_far = {"step": trainer.step, "tokens": trainer.tokens, "seconds": seconds}
             if on_step:
-                so_far = {"step": trainer.step, "tokens": trainer.tokens, "seconds": seconds}
                 on_step(trainer, so_far | {"loss": losses[-1]})
             at_end = trainer.step == config.max_steps
             if at_end or (eval_every and trainer.step % eval_every == 0):
-                record = {
-                    "step": trainer.step,
-                    "tokens": trainer.tokens,
-                    "seconds": seconds,
+                record = so_far | {
                     "tokens_per_second": (trainer.tokens - tokens_before) / seconds,
                     "train_loss": sum(losses) / len(losses),
                     "val_loss": evaluate(model, val_batches) if val_batches else math.nan,
@@ -343,7 +341,8 @@ def story_batch(texts: list[str], tokenizer: Tokenizer, context_length: int):
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     """Let write(new) fill a new folder, then put it in the place of `folder`.
 
-    If anything goes wrong, the old folder stays as it was, and the new one is removed.
+    If anything goes wrong, the old folder stays as it was, and the new one is removed. Raises
+    ValueError if the old one holds files that the new one would not.
     """
     folder = Path(folder)
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
@@ -359,6 +358,8 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     try:
         write(new)
         if folder.exists():
+            if foreign := set(os.listdir(folder)) - set(os.listdir(new)) - {"tokenizer.json"}:
+                raise ValueError(f"{folder} holds other files ({', '.join(foreign)}); nothing done")
             folder.rename(old)
         new.rename(folder)
     finally:

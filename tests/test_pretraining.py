@@ -443,7 +443,7 @@ def test_write_folder_removes_leftovers(tmp_path):
 
 def test_write_folder_brings_back_what_a_failed_rename_moved_away(tmp_path, monkeypatch):
     folder = tmp_path / "a"
-    write_folder(folder, lambda new: (new / "first").touch())
+    write_folder(folder, lambda new: (new / "file").write_text("first"))
     real = Path.rename
 
     def fails_at_last(self, target):
@@ -453,10 +453,14 @@ def test_write_folder_brings_back_what_a_failed_rename_moved_away(tmp_path, monk
 
     monkeypatch.setattr(Path, "rename", fails_at_last)
     with pytest.raises(OSError, match="no more"):
-        write_folder(folder, lambda new: (new / "second").touch())
-    assert [path.name for path in folder.iterdir()] == ["first"]
+        write_folder(folder, lambda new: (new / "file").write_text("second"))
+    assert (folder / "file").read_text() == "first"
     monkeypatch.undo()
     folder.rename(tmp_path / ".a.old")  # as after a kill between the two renames
     with pytest.raises(ZeroDivisionError):
         write_folder(folder, lambda new: 1 / 0)
-    assert [path.name for path in folder.iterdir()] == ["first"]
+    assert (folder / "file").read_text() == "first"
+    (folder / "thesis.txt").touch()
+    with pytest.raises(ValueError, match=r"other files \(thesis.txt\)"):
+        write_folder(folder, lambda new: (new / "file").touch())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file", "thesis.txt"]
