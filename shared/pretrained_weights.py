@@ -41,7 +41,7 @@ __all__ = [
     "load_gguf", "SMOLLM2_PATTERN", "PretrainedTokenizer", "load_gguf_tokenizer",
     "SMOLLM2_SYSTEM", "chat_prompt", "Conversation", "GPT2_NAMES", "QKV", "from_gpt2",
     "load_gpt2", "load_pretrained", "tokenizer_for", "LLAMA_NAMES", "their_name", "to_gpt2",
-    "to_llama", "transformers_config", "tokenizers_json", "save_for_transformers",
+    "to_llama", "transformers_config", "tokenizers_json", "CHATML", "save_for_transformers",
 ]  # fmt: skip
 
 GGUF_NAMES = {
@@ -214,6 +214,8 @@ class Conversation:
     def __init__(self, model: Decoder, tokenizer: Tokenizer, system: str = SMOLLM2_SYSTEM):
         self.model, self.tokenizer = model, tokenizer
         self.messages = [{"role": "system", "content": system}]
+        if self.ids()[0] != tokenizer.encode("<|im_start|>", allowed_special="all")[-1]:
+            raise ValueError("this model's tokenizer has no <|im_start|>: it is no chat model")
 
     def ids(self) -> list[int]:
         """Return the prompt's ids. What looks like a special token in a content is plain text."""
@@ -228,8 +230,9 @@ class Conversation:
     def reply(self, text: str, max_new_tokens: int = 200, write=None, **sampling) -> str:
         """Say something, and return the answer; a function `write` gets it in pieces as it comes.
 
-        `sampling` is handed to generate. Raises ValueError if the conversation has outgrown the
-        model's context. After an error or an interrupt, it is as it was before.
+        `sampling` is handed to generate. The answer is cut after max_new_tokens, or where the
+        context is full. Raises ValueError if the conversation has outgrown the context: begin a
+        new one, or drop old messages. After an error or an interrupt, it is as it was before.
         """
         self.messages.append({"role": "user", "content": text})
         end, new, shown = self.tokenizer.encode("<|im_end|>", allowed_special="all")[0], [], 0
@@ -282,11 +285,11 @@ def from_gpt2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def load_gpt2(size: str = "124M") -> GPTModel:
+def load_gpt2(size: str = "124M", *, download: bool = True) -> GPTModel:
     """Return GPT-2 with OpenAI's weights: 124M, 355M, 774M or 1558M, from Hugging Face.
 
-    Downloads 0.5 to 6.4 GB once, into Hugging Face's cache. Raises ValueError for another size,
-    FetchError without a network.
+    Downloads 0.5 to 6.4 GB once, into Hugging Face's cache, if `download` allows it. Raises
+    ValueError for another size, FetchError if the weights are not there and cannot be brought.
     """
     repositories = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
     if size not in repositories:
@@ -297,10 +300,13 @@ def load_gpt2(size: str = "124M") -> GPTModel:
         path = bring(local_files_only=True)
     except huggingface_hub.errors.LocalEntryNotFoundError:
         try:
+            if not download:
+                raise ConnectionError("no download was wanted")
             urlopen("https://huggingface.co", timeout=10).close()  # else it retries for long
             path = bring()
         except Exception as error:  # of many types
-            raise FetchError(f"cannot download {repository}: {error}") from error
+            advice = "connect and run again, or take 'smollm2-135m'"
+            raise FetchError(f"{repository} is not here: {error}; {advice}") from error
     return model_with(GPTModel, GPT_CONFIGS[size], from_gpt2(load_file(path)))
 
 
@@ -316,16 +322,19 @@ def load_pretrained(name: str | Path = "smollm2-135m") -> Decoder:
         return load_gguf(fetch_smollm2())
     if str(name).startswith("gpt2-"):
         return load_gpt2(str(name).removeprefix("gpt2-").upper())
-    raise ValueError(f"no model {str(name)!r}: smollm2-135m, gpt2-124m (355m, …) or a folder")
+    known = "smollm2-135m, gpt2-124m (355m, …) or a folder"
+    raise ValueError(f"no model {str(name)!r}: {known} (there is no {Path(name).resolve()})")
 
 
 def tokenizer_for(name: str | Path = "smollm2-135m") -> Tokenizer:
     """Return the tokenizer that belongs to load_pretrained(name)."""
     if str(name) == "smollm2-135m":
         return load_gguf_tokenizer(fetch_smollm2())
-    if str(name).startswith("gpt2-") and not Path(name).is_dir():
+    if Path(name).is_dir():
+        return BPETokenizer.load(Path(name) / "tokenizer.json")
+    if str(name).startswith("gpt2-"):
         return BPETokenizer.from_gpt2_files()
-    return BPETokenizer.load(Path(name) / "tokenizer.json")
+    raise ValueError(f"no tokenizer for {str(name)!r}: it is neither a known name nor a folder")
 
 
 LLAMA_NAMES = {
@@ -427,8 +436,20 @@ def tokenizers_json(tokenizer: BPETokenizer | PretrainedTokenizer) -> dict:
     }
 
 
+CHATML = (  # chat_prompt once more, in the language of transformers' templates
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 def save_for_transformers(model: Decoder, tokenizer, folder: str | Path) -> None:
-    """Write a folder that Hugging Face's AutoModelForCausalLM and AutoTokenizer load."""
+    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
+
+    (load_pretrained does not; it reads what save_model writes.) Raises ValueError if the tokenizer
+    has more ids than the model.
+    """
+    if tokenizer.n_vocab > model.config.vocab_size:
+        raise ValueError(f"{tokenizer.n_vocab} ids, but {model.config.vocab_size} in the model")
     is_gpt = isinstance(model, GPTModel)
     tensors = to_gpt2(model) if is_gpt else to_llama(model)
     special, dtype = tokenizer.special_tokens, str(model.tok_emb.weight.dtype)
@@ -442,6 +463,8 @@ def save_for_transformers(model: Decoder, tokenizer, folder: str | Path) -> None
             "model_max_length": model.config.context_length,
         },
     }
+    if "<|im_start|>" in special:
+        settings["tokenizer_config.json"]["chat_template"] = CHATML
 
     def write(new: Path) -> None:
         tensors_now = {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -320,6 +320,9 @@ def test_gpt2_without_a_network(monkeypatch, tmp_path):
     monkeypatch.setattr(pretrained, "urlopen", no_network)
     with pytest.raises(FetchError, match="openai-community/gpt2.*no route to host"):
         load_gpt2()
+    monkeypatch.setattr(pretrained, "urlopen", pytest.fail)
+    with pytest.raises(FetchError, match="no download was wanted"):
+        load_gpt2(download=False)
 
 
 def test_names_and_folders(tmp_path):
@@ -328,7 +331,11 @@ def test_names_and_folders(tmp_path):
             load_pretrained(name)
     with pytest.raises(ValueError, match="no model 'bert': smollm2-135m, gpt2-124m"):
         load_pretrained("bert")
+    with pytest.raises(ValueError, match="no tokenizer for 'bert'"):
+        tokenizer_for("bert")
     model = load_pretrained(TALES)
+    with pytest.raises(ValueError, match="no chat model"):
+        Conversation(model, tokenizer_for(TALES))
     assert not model.training and tokenizer_for(TALES).n_vocab == model.config.vocab_size
     save_model(LlamaModel(LLAMA), tmp_path / "llama")
     assert load_pretrained(str(tmp_path / "llama")).config == LLAMA
@@ -342,3 +349,5 @@ def test_a_folder_for_transformers(tmp_path):
     assert config["model_type"] == "gpt2" and config["n_positions"] == 144
     fast = json.loads((tmp_path / "m" / "tokenizer.json").read_text(encoding="utf-8"))
     assert len(fast["model"]["vocab"]) == 2048 and fast["added_tokens"][0]["id"] == 2047
+    with pytest.raises(ValueError, match="49152 ids, but 2048 in the model"):
+        save_for_transformers(load_pretrained(TALES), the_tokenizer(), tmp_path / "n")
