@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from shared.gpt_model import GPT_CONFIGS, GPTConfig, GPTModel, count_parameters
 from shared.intro import get_device
@@ -146,8 +146,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{args.out} holds a run already: add --resume, or choose another --out")
     if missing := [str(path) for path in args.text or [] if not (path.is_file() or args.resume)]:
         parser.error(f"--text: no such file: {', '.join(missing)}")
-    low = [k for k, v in vars(args).items() if type(v) is int and v < 1]
-    if low := [name for name in low if name not in ("seed", "warmup")]:
+    whole = {k: v for k, v in vars(args).items() if type(v) is int and k not in ("seed", "warmup")}
+    if low := [name for name, value in whole.items() if value < 1]:
         parser.error(f"must be at least 1: {options(low)}")
     parts = int(os.environ.get("WORLD_SIZE", 1)) * args.accumulate
     if args.batch_size % parts:
@@ -202,13 +202,12 @@ def make_tokenizer(args: argparse.Namespace, vocab_size: int) -> BPETokenizer:
     if vocab_size == GPTConfig().vocab_size:
         return BPETokenizer.from_gpt2_files()
     sample, size = [], 0
-    for document in documents(args):
-        for piece in document:
-            sample.append(piece)
-            size += len(piece)
-            if size > 10_000_000:
-                break
-        sample.append("\n")
+    texts = (itertools.chain(document, ["\n"]) for document in documents(args))
+    for piece in itertools.chain.from_iterable(texts):
+        sample.append(piece)
+        size += len(piece)
+        if size > 10_000_000:
+            break
     return BPETokenizer.train("".join(sample), vocab_size, [END_OF_TEXT])
 
 
@@ -306,9 +305,7 @@ def store(trainer: Trainer, args: argparse.Namespace) -> None:
 
 
 def load_last(trainer: Trainer, args: argparse.Namespace) -> None:
-    """Load the newest checkpoint that is whole, and cut the log after its step."""
-    for leftover in (args.out / "checkpoints").glob(".*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Load the newest checkpoint that is whole."""
     problems = []
     for folder in reversed(checkpoints(args.out)):
         try:
@@ -320,10 +317,16 @@ def load_last(trainer: Trainer, args: argparse.Namespace) -> None:
         print(f"warning: {problem}", file=sys.stderr)
     if problems and trainer.step == 0:
         raise ValueError("no checkpoint can be used; see the warnings above")
-    if (log := args.out / "log.jsonl").exists():
+
+
+def clear_up(out: Path, step: int) -> None:
+    """Remove what a killed run left half written, and what it logged after its last checkpoint."""
+    for leftover in (out / "checkpoints").glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if (log := out / "log.jsonl").exists():
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("}\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= trainer.step]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
         log.write_text("".join(kept), encoding="utf-8")
 
 
@@ -364,10 +367,11 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
     if args.resume:
         load_last(trainer, args)
     if chief:
+        if args.resume:
+            clear_up(args.out, trainer.step)
         settings = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "device")}
         settings["text"] = [str(path.resolve()) for path in args.text] if args.text else None
         (args.out / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    if chief:
         print(f"{count_parameters(model):,} parameters, a vocabulary of {config.vocab_size:,}, "
               f"{len(windows.train):,} tokens to train on, {world} process(es) on {args.device}, "
               f"from step {trainer.step}")  # fmt: skip
