@@ -30,10 +30,7 @@ from shared.text_data import (
     Tokenizer,
     apply_merges,
     gpt2_byte_of_character,
-    refuse_special,
     replace_lone_surrogates,
-    special_sets,
-    split_on_special,
 )
 
 __all__ = [
@@ -147,15 +144,7 @@ class PretrainedTokenizer:
         """The number of ids, special tokens included."""
         return self._encoding.n_vocab
 
-    def encode(self, text: str, *, allowed_special=frozenset(), disallowed_special="all"):
-        """Return token ids; ValueError for a special token that is not allowed."""
-        known = self.special_tokens
-        allowed, disallowed = special_sets(known, allowed_special, disallowed_special)
-        refuse_special(text, disallowed)
-        ids = []
-        for part in split_on_special(text, allowed):
-            ids += [known[part]] if part in allowed else self.encode_ordinary(part)
-        return ids
+    encode = BPETokenizer.encode  # special tokens first, encode_ordinary for the rest
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of a text, special tokens read as ordinary text."""
