@@ -17,8 +17,7 @@ import psutil
 import torch
 
 __all__ = [
-    "check_environment", "set_seed", "get_device", "COLORS", "use_course_style", "RuleBot",
-    "BigramModel",
+    "check_environment", "set_seed", "get_device", "COLORS", "use_course_style", "BigramModel",
 ]  # fmt: skip
 
 
@@ -78,39 +77,6 @@ def use_course_style() -> None:
         "font.family": "sans-serif", "font.size": 11, "axes.titlesize": 12,
         "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), "image.cmap": "cividis",
     })  # fmt: skip
-
-
-class RuleBot:
-    """A chat bot that turns questions around and understands nothing.
-
-    The first pattern that matches the whole message wins; what it captured, with I and you
-    swapped, fills the answer. In the spirit of ELIZA (Weizenbaum, 1966).
-
-    >>> RuleBot().reply("Can you help me?")
-    'I can help you!'
-    """
-
-    rules = (
-        (r"(.+?)吗[?？]+", "{}!"),
-        (r"can you (.+?)\?+", "I can {}!"),
-        (r"do you (.+?)\?+", "I {}!"),
-        (r"are you (.+?)\?+", "I am {}!"),
-        (r"is it (.+?)\?+", "It is {}!"),
-        (r"i(?: a|')m (.+)", "Why are you {}?"),
-    )
-    swaps = {"i": "you", "me": "you", "my": "your", "you": "I", "your": "my", "am": "are"}
-
-    def reply(self, message: str) -> str:
-        """Return the bot's answer to `message`; it has one for everything."""
-        message = message.strip().replace("’", "'")
-        for pattern, answer in self.rules:
-            if match := re.fullmatch(pattern, message, re.IGNORECASE):
-                return answer.format(*(self._turn_around(part) for part in match.groups()))
-        return "Tell me more."
-
-    def _turn_around(self, part: str) -> str:
-        words = part.strip(" .!").split()
-        return " ".join(self.swaps.get(word.lower(), word) for word in words)
 
 
 class BigramModel:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from shared.intro import (
     BigramModel,
-    RuleBot,
     check_environment,
     get_device,
     set_seed,
@@ -76,25 +75,6 @@ def test_bad_input_is_named():
         BigramModel().fit([0, 1], vocab_size=5).sample(7, 1)
     with pytest.raises(ValueError, match="id 1 was never followed"):
         BigramModel().fit([0, 1], vocab_size=2, alpha=0).sample(0, 5)
-
-
-@pytest.mark.parametrize(
-    ("message", "answer"),
-    [
-        ("Can you help me?", "I can help you!"),
-        ("Do you like my hat?", "I like your hat!"),
-        ("Are you a fish?", "I am a fish!"),
-        ("你好吗?", "你好!"),
-        ("你会说中文吗？", "你会说中文!"),
-        ("I'm tired.", "Why are you tired?"),
-        ("What is the capital of France?", "Tell me more."),
-        ("I\u2019m tired.", "Why are you tired?"),
-        ("Are you a fish???", "I am a fish!"),
-        ("", "Tell me more."),
-    ],
-)
-def test_rule_bot(message, answer):
-    assert RuleBot().reply(message) == answer
 
 
 def test_environment_check_says_what_is_missing(tmp_path, capsys):
