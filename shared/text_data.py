@@ -30,7 +30,6 @@ __all__ = [
     "special_sets", "refuse_special", "Tables", "learn_tables", "FILE_FORMAT", "write_tables",
     "read_tables", "gpt2_byte_of_character", "read_gpt2_tables", "check_tables",
     "make_tiktoken", "Tokenizer", "BPETokenizer", "GPTDataset", "create_dataloader",
-    "sinusoidal_positions",
 ]  # fmt: skip
 
 
@@ -640,16 +639,3 @@ def create_dataloader(
         drop_last=drop_last,
         num_workers=num_workers,
     )
-
-
-def sinusoidal_positions(n_positions: int, emb_dim: int) -> torch.Tensor:
-    """Return fixed position vectors (n_positions, emb_dim) float32, as in Vaswani et al. (2017).
-
-    Even dimensions hold sines, odd ones cosines, at speeds from 1 down to about 1/10000 radians
-    a position. Raises ValueError for an odd or non-positive `emb_dim`.
-    """
-    if emb_dim < 2 or emb_dim % 2:
-        raise ValueError(f"emb_dim must be even and at least 2, got {emb_dim}")
-    speed = 10000.0 ** (-torch.arange(0, emb_dim, 2) / emb_dim)  # (D / 2,)
-    angle = torch.arange(n_positions)[:, None] * speed  # (T, D / 2)
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # (T, D)

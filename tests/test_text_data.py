@@ -22,7 +22,6 @@ from shared.text_data import (
     create_dataloader,
     load_gpt2_encoding,
     load_text,
-    sinusoidal_positions,
     split_safely,
     train_bpe,
 )
@@ -524,19 +523,3 @@ def test_bad_loader_input_is_named(arguments, message):
     good = {"token_ids": torch.arange(101), "batch_size": 4, "context_length": 5}
     with pytest.raises(ValueError, match=message):
         create_dataloader(**(good | arguments))
-
-
-# --- positions ------------------------------------------------------------------------------
-
-
-def test_sinusoidal_positions_follow_the_formula():
-    table = sinusoidal_positions(50, 16)
-    assert table.shape == (50, 16) and table.dtype == torch.float32
-    for t in 0, 1, 49:
-        for i in range(8):
-            angle = t * 10_000 ** (-2 * i / 16)
-            assert table[t, 2 * i].item() == pytest.approx(np.sin(angle), abs=1e-5)
-            assert table[t, 2 * i + 1].item() == pytest.approx(np.cos(angle), abs=1e-5)
-    for odd in (0, 15):
-        with pytest.raises(ValueError, match=f"got {odd}"):
-            sinusoidal_positions(4, odd)
