@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 __all__ = [
-    "future_leak", "CausalSelfAttention", "check_input", "MultiHeadAttentionWrapper",
-    "check_heads", "stack_heads", "attention_mask", "split_heads", "attend",
-    "MultiHeadAttention", "plot_attention", "plot_attention_arcs", "LayerCache", "KVCache",
+    "future_leak", "attention_mask", "split_heads", "attend", "MultiHeadAttention",
+    "check_input", "plot_attention", "LayerCache", "KVCache",
 ]  # fmt: skip
 
 
@@ -40,94 +39,6 @@ def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:
             raise ValueError(f"the gradient of output {t} is not finite")
         largest = max(largest, gradient[0, t + 1 :].abs().max().item())
     return largest
-
-
-class CausalSelfAttention(nn.Module):
-    """Causal self-attention with a single head: (B, T, d_in) -> (B, T, d_out).
-
-    Raises ValueError for an input of another width than d_in or longer than context_length.
-    """
-
-    def __init__(
-        self, d_in: int, d_out: int, context_length: int, dropout: float, qkv_bias: bool = False
-    ):
-        super().__init__()
-        self.d_in, self.context_length = d_in, context_length
-        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.dropout = nn.Dropout(dropout)
-        future = torch.triu(torch.ones(context_length, context_length, dtype=torch.bool), 1)
-        self.register_buffer("future", future, persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        check_input(x, self.d_in, self.context_length)
-        n_tokens = x.shape[1]
-        queries, keys, values = self.W_query(x), self.W_key(x), self.W_value(x)  # (B, T, d_out)
-        scores = queries @ keys.mT / keys.shape[-1] ** 0.5  # (B, T, T)
-        scores = scores.masked_fill(self.future[:n_tokens, :n_tokens], -torch.inf)
-        weights = self.dropout(torch.softmax(scores, dim=-1))  # (B, T, T)
-        return weights @ values  # (B, T, d_out)
-
-
-def check_input(
-    x: torch.Tensor,
-    d_in: int,
-    context_length: int,
-    n_past: int = 0,
-    pad_left: torch.Tensor | None = None,
-) -> None:
-    """Raise ValueError unless x is (B, T, d_in), n_past + T fits the context, pad_left is (B,)."""
-    if x.ndim != 3 or x.shape[-1] != d_in:
-        raise ValueError(f"expected an input of shape (B, T, {d_in}), got {tuple(x.shape)}")
-    if n_past + x.shape[1] > context_length:
-        raise ValueError(
-            f"{n_past} tokens before and {x.shape[1]} now are more than the context of "
-            f"{context_length} tokens"
-        )
-    if pad_left is not None and pad_left.shape != x.shape[:1]:
-        raise ValueError(f"pad_left {tuple(pad_left.shape)} does not fit {x.shape[0]} rows")
-
-
-class MultiHeadAttentionWrapper(nn.Module):
-    """Causal attention with several heads, run one after another: the slow, readable way.
-
-    (B, T, d_in) -> (B, T, d_out); each head is a CausalSelfAttention of d_out // num_heads.
-    """
-
-    def __init__(
-        self,
-        d_in: int,
-        d_out: int,
-        context_length: int,
-        dropout: float,
-        num_heads: int,
-        qkv_bias: bool = False,
-    ):
-        super().__init__()
-        check_heads(d_out, num_heads)
-        self.heads = nn.ModuleList(
-            CausalSelfAttention(d_in, d_out // num_heads, context_length, dropout, qkv_bias)
-            for _ in range(num_heads)
-        )
-        self.out_proj = nn.Linear(d_out, d_out)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out_proj(torch.cat([head(x) for head in self.heads], dim=-1))
-
-
-def check_heads(d_out: int, num_heads: int) -> None:
-    """Raise ValueError unless d_out can be shared out evenly among the heads."""
-    if num_heads < 1 or d_out < 1 or d_out % num_heads:
-        raise ValueError(f"d_out = {d_out} cannot be shared out among {num_heads} heads")
-
-
-def stack_heads(wrapper: MultiHeadAttentionWrapper) -> dict[str, torch.Tensor]:
-    """Return the state_dict of a MultiHeadAttention with the weights of a wrapper's heads."""
-    state = {f"out_proj.{name}": value for name, value in wrapper.out_proj.state_dict().items()}
-    for name in wrapper.heads[0].state_dict():  # W_query.weight, ...
-        state[name] = torch.cat([head.state_dict()[name] for head in wrapper.heads])
-    return state
 
 
 def attention_mask(
@@ -197,8 +108,8 @@ class MultiHeadAttention(nn.Module):
     All heads in one product, attention in one fused call. Without dropout and padding, training
     memory grows linearly with T, because no T x T matrix is kept.
 
-    Weights of other layers: `stack_heads` maps those of a MultiHeadAttentionWrapper. GPT-2 stores
-    one matrix c_attn.weight (D, 3 D): W_query, W_key and W_value are its three parts of D columns,
+    Weights of other layers: those of single heads are stacked, row below row. GPT-2 stores one
+    matrix c_attn.weight (D, 3 D): W_query, W_key and W_value are its three parts of D columns,
     transposed, and c_attn.bias (3 D) holds their biases (qkv_bias=True); c_proj.weight transposed
     is out_proj.weight, and c_proj.bias is out_proj.bias.
 
@@ -215,7 +126,8 @@ class MultiHeadAttention(nn.Module):
         qkv_bias: bool = False,
     ):
         super().__init__()
-        check_heads(d_out, num_heads)
+        if num_heads < 1 or d_out < 1 or d_out % num_heads:
+            raise ValueError(f"d_out = {d_out} cannot be shared out among {num_heads} heads")
         self.d_in, self.num_heads, self.head_dim = d_in, num_heads, d_out // num_heads
         self.context_length, self.dropout = context_length, dropout
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
@@ -259,6 +171,25 @@ class MultiHeadAttention(nn.Module):
         return [split_heads(W(x), self.head_dim) for W in projections]
 
 
+def check_input(
+    x: torch.Tensor,
+    d_in: int,
+    context_length: int,
+    n_past: int = 0,
+    pad_left: torch.Tensor | None = None,
+) -> None:
+    """Raise ValueError unless x is (B, T, d_in), n_past + T fits the context, pad_left is (B,)."""
+    if x.ndim != 3 or x.shape[-1] != d_in:
+        raise ValueError(f"expected an input of shape (B, T, {d_in}), got {tuple(x.shape)}")
+    if n_past + x.shape[1] > context_length:
+        raise ValueError(
+            f"{n_past} tokens before and {x.shape[1]} now are more than the context of "
+            f"{context_length} tokens"
+        )
+    if pad_left is not None and pad_left.shape != x.shape[:1]:
+        raise ValueError(f"pad_left {tuple(pad_left.shape)} does not fit {x.shape[0]} rows")
+
+
 def plot_attention(weights: torch.Tensor, tokens: list[str], titles: list[str] | None = None):
     """Draw attention weights (H, T, T) or (T, T) over `tokens` as heat maps; return the figure.
 
@@ -286,27 +217,6 @@ def plot_attention(weights: torch.Tensor, tokens: list[str], titles: list[str] |
         ax.set_yticks(range(n_tokens), tokens if n % columns == 0 else [""] * n_tokens, fontsize=8)
         ax.grid(False)
     fig.colorbar(image, ax=axes, label="weight", shrink=0.8)
-    return fig
-
-
-def plot_attention_arcs(weights: torch.Tensor, tokens: list[str], query: int):
-    """Draw whom token number `query` looks at, weights (T, T), as arcs; return the figure."""
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(7.6, 2.6), layout="constrained")
-    for key in range(query + 1):
-        weight = weights[query, key].item()
-        center, width = (query + key) / 2, query - key
-        arc = mpl.patches.Arc(
-            (center, 0), max(width, 0.5), 0.5 + 0.5 * width,
-            theta1=0, theta2=180, linewidth=0.3 + 8 * weight, color="#E69F00",
-        )  # fmt: skip
-        ax.add_patch(arc)
-    for n, token in enumerate(tokens):
-        style = {"weight": "bold"} if n == query else {}
-        ax.text(n, -0.15, token, ha="center", va="top", color="#0072B2", **style)
-    ax.set(xlim=(-0.6, len(tokens) - 0.4), ylim=(-0.5, 0.4 + 0.25 * len(tokens)))
-    ax.axis("off")
     return fig
 
 
