@@ -21,7 +21,7 @@ __all__ = [
     "LayerNorm", "GELU", "FeedForward", "onednn_is_faster", "USE_ONEDNN", "onednn_product",
     "OneDNNLinear", "onednn_can", "Linear", "use_fast_linear", "TransformerBlock", "GPTConfig",
     "check_config", "token_positions", "Decoder", "GPTModel", "initialise", "count_parameters",
-    "GPT_CONFIGS", "generate_greedy",
+    "GPT_CONFIGS",
 ]  # fmt: skip
 
 
@@ -305,31 +305,3 @@ GPT_CONFIGS = {
     "1558M": GPTConfig(emb_dim=1600, n_heads=25, n_layers=48, qkv_bias=True),
     "mini": GPTConfig(6400, 512, emb_dim=512, n_heads=8, n_layers=16),
 }
-
-
-@torch.no_grad()
-def generate_greedy(
-    model: Decoder,
-    token_ids: torch.Tensor,
-    max_new_tokens: int,
-    *,
-    use_cache: bool = True,
-    pad_left: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Append the most likely token, max_new_tokens times: (B, T) -> (B, T + max_new_tokens).
-
-    Stops early when the text fills the model's context. Put the model into eval mode first.
-    `pad_left` (B,): how many padding tokens each row of token_ids starts with.
-    Raises ValueError for a prompt longer than the context.
-    """
-    batch_size, n_tokens = token_ids.shape
-    if n_tokens > model.config.context_length:
-        raise ValueError(f"{n_tokens} tokens exceed the context of {model.config.context_length}")
-    end = min(n_tokens + max_new_tokens, model.config.context_length)
-    cache = model.new_cache(batch_size, end) if use_cache and end > n_tokens else None
-    new = token_ids  # what the model has not yet seen
-    while token_ids.shape[1] < end:
-        hidden = model.hidden_states(new if use_cache else token_ids, cache, pad_left=pad_left)
-        new = model.out_head(hidden[:, -1:]).argmax(dim=-1)  # (B, 1)
-        token_ids = torch.cat([token_ids, new], dim=1)
-    return token_ids

@@ -25,7 +25,6 @@ from shared.gpt_model import (
     Linear,
     OneDNNLinear,
     count_parameters,
-    generate_greedy,
     token_positions,
     use_fast_linear,
 )
@@ -39,6 +38,7 @@ from shared.llama_model import (
     halves_to_pairs,
     pairs_to_halves,
 )
+from shared.pretraining import generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GPT = GPTConfig(61, 20, emb_dim=24, n_heads=3, n_layers=2, qkv_bias=True)
@@ -370,7 +370,7 @@ def test_cached_equals_uncached_for_unequal_rows_up_to_the_end(config, seed, len
             torch.testing.assert_close(logits[real:], expected[real:], atol=2e-4, rtol=1e-4)
         start = end
     for use_cache in (True, False):
-        texts = generate_greedy(model, padded, 99, use_cache=use_cache, pad_left=pad_left)
+        texts = generate(model, padded, 99, use_cache=use_cache, pad_left=pad_left)
         assert texts.shape == (len(rows), config.context_length)
         torch.testing.assert_close(texts[:, :longest], padded)
         if use_cache:
@@ -382,14 +382,14 @@ def test_cached_equals_uncached_for_unequal_rows_up_to_the_end(config, seed, len
 def test_generation_lengths(config):
     model = build(config)
     prompt = torch.randint(61, (2, 5))
-    assert torch.equal(generate_greedy(model, prompt, 0), prompt)
-    assert generate_greedy(model, prompt, 3).shape == (2, 8)
+    assert torch.equal(generate(model, prompt, 0), prompt)
+    assert generate(model, prompt, 3).shape == (2, 8)
     full = torch.randint(61, (1, 20))
-    assert torch.equal(generate_greedy(model, full, 5), full)
+    assert torch.equal(generate(model, full, 5), full)
     expected = model(prompt)[:, -1].argmax(-1)
-    assert torch.equal(generate_greedy(model, prompt, 1)[:, -1], expected)
+    assert torch.equal(generate(model, prompt, 1)[:, -1], expected)
     with pytest.raises(ValueError, match="21"):
-        generate_greedy(model, torch.zeros(1, 21, dtype=torch.int64), 1)
+        generate(model, torch.zeros(1, 21, dtype=torch.int64), 1)
 
 
 def test_dropout_stands_in_three_places(monkeypatch):
@@ -427,14 +427,14 @@ def test_generation_uses_the_cache_scores_one_position_and_keeps_no_graph(config
         return real(ids, *args, **options)
 
     def note(_, inputs):
-        scored.append((inputs[0].shape[1], inputs[0].requires_grad))
+        scored.append((inputs[0].shape, inputs[0].requires_grad))
 
     monkeypatch.setattr(model, "hidden_states", hidden_states)
     model.out_head.register_forward_pre_hook(note)
-    generate_greedy(model, torch.zeros(2, 5, dtype=torch.int64), 4)
-    assert lengths == [5, 1, 1, 1] and set(scored) == {(1, False)}
+    generate(model, torch.zeros(2, 5, dtype=torch.int64), 4)
+    assert lengths == [5, 1, 1, 1] and set(scored) == {((2, 24), False)}
     lengths.clear()
-    generate_greedy(model, torch.zeros(2, 5, dtype=torch.int64), 4, use_cache=False)
+    generate(model, torch.zeros(2, 5, dtype=torch.int64), 4, use_cache=False)
     assert lengths == [5, 6, 7, 8]
 
 
@@ -450,7 +450,7 @@ def test_cached_generation_in_other_dtypes(config, dtype):
         atol = 1e-10 if dtype == torch.float64 else 0.5
         torch.testing.assert_close(parts, model(ids), atol=atol, rtol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert generate_greedy(build(config), ids, 3).shape == (2, 9)
+        assert generate(build(config), ids, 3).shape == (2, 9)
 
 
 def test_the_published_shapes():

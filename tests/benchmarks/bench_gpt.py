@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from bench_attention import peak_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from shared.gpt_model import GPTConfig, GPTModel, generate_greedy
+from shared.gpt_model import GPTConfig, GPTModel
+from shared.pretraining import generate
 
 BATCH, TOKENS, VOCAB = 8, 256, 4096
 
@@ -89,7 +90,7 @@ def main() -> None:
     fresh = {name: model.eval() for name, model in models().items()}
     prompt = torch.randint(VOCAB, (1, 1))
     decoders = {
-        "ours": lambda: generate_greedy(fresh["ours"], prompt, TOKENS - 1),
+        "ours": lambda: generate(fresh["ours"], prompt, TOKENS - 1),
         "Hugging Face": lambda: fresh["Hugging Face"].generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, use_cache=True,
             min_new_tokens=TOKENS - 1, max_new_tokens=TOKENS - 1, pad_token_id=0,
