@@ -1,0 +1,88 @@
+"""The messages and instructions that were written for this course are varied, and well-formed."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.classification import load_messages
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def instructions() -> list[dict]:
+    path = ROOT / "ch07_instruction" / "instructions.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def preferences() -> list[dict]:
+    path = ROOT / "ch07_instruction" / "preferences.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+TEXTS = {
+    "messages": lambda: list(load_messages()["text"]),
+    "instructions": lambda: [f"{e['instruction']} {e['input']}".strip() for e in instructions()],
+    "preferences": lambda: [pair["prompt"] for pair in preferences()],
+}
+each_text = pytest.mark.parametrize("name", TEXTS)
+
+
+def similarities(texts: list[str]) -> torch.Tensor:
+    """Return the Jaccard similarity (N, N) of the sets of character 5-grams, 0 on the diagonal."""
+    grams = [{t[i : i + 5] for i in range(max(1, len(t) - 4))} for t in map(str.lower, texts)]
+    number = {gram: n for n, gram in enumerate(sorted(set.union(*grams)))}
+    has = torch.zeros(len(texts), len(number))
+    for row, found in zip(has, grams, strict=True):
+        row[[number[gram] for gram in found]] = 1
+    common, size = has @ has.T, has.sum(dim=1)
+    return (common / (size[:, None] + size - common)).fill_diagonal_(0)
+
+
+def test_the_measure_measures():
+    table = similarities(["abcdef", "abcdeg", "xyz", "ABCDEF"])
+    assert table[0].tolist() == pytest.approx([0, 1 / 3, 0, 1])
+
+
+@each_text
+def test_no_two_texts_are_alike(name):
+    texts = TEXTS[name]()
+    table = similarities(texts)
+    i, j = divmod(int(table.argmax()), len(texts))
+    assert table.max() <= 0.5, (texts[i], texts[j])
+
+
+@each_text
+def test_openings_vary(name):
+    texts = TEXTS[name]()
+    openings = Counter(" ".join(text.lower().split()[:4]) for text in texts)
+    opening, count = openings.most_common(1)[0]
+    assert count <= 0.05 * len(texts), opening
+
+
+def test_instructions_are_what_the_scorer_needs():
+    entries = instructions()
+    assert len({e["kind"] for e in entries}) >= 30
+    closed = [e for e in entries if e["split"] == "test" and "accepted" in e]
+    assert len(closed) >= 60 and sum("near_miss" in e for e in closed) >= 60
+    for entry in entries:
+        assert {"kind", "split", "instruction", "input", "output"} <= entry.keys()
+        assert entry["instruction"] and entry["output"] == entry["output"].strip() != ""
+        if "accepted" in entry:
+            assert entry["output"] in entry["accepted"], entry
+            assert entry.get("near_miss") not in entry["accepted"], entry
+    sizes = Counter(e["split"] for e in entries)
+    shares = {split: n / len(entries) for split, n in sizes.items()}
+    expected = {"train": 0.8, "validation": 0.08, "test": 0.12}
+    assert shares == pytest.approx(expected, abs=0.02)
+    for kind in {e["kind"] for e in entries}:
+        assert {e["split"] for e in entries if e["kind"] == kind} == set(expected), kind
+
+
+def test_preferences_are_pairs():
+    pairs = preferences()
+    assert sum(pair["split"] == "test" for pair in pairs) >= 60
+    for pair in pairs:
+        assert len(pair["chosen"].split()) < len(pair["rejected"].split()), pair
