@@ -11,9 +11,9 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import regex
 import tiktoken
@@ -48,8 +48,7 @@ def load_text(source: str | Path | None = None) -> str:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is neither a file nor the name of a public text")
     try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-        return text.replace("\r\n", "\n").replace("\r", "\n")
+        return path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: bad byte at offset {error.start}") from None
 
@@ -59,13 +58,10 @@ def load_gpt2_encoding() -> tiktoken.Encoding:
 
     The same as `tiktoken.get_encoding("gpt2")`, but through the course's own cache.
     """
-    vocab_bpe, encoder_json = fetch_gpt2_vocab()
-    ranks = data_gym_to_mergeable_bpe_ranks(str(vocab_bpe), str(encoder_json))
+    ranks = data_gym_to_mergeable_bpe_ranks(*map(str, fetch_gpt2_vocab()))
+    special_tokens = {END_OF_TEXT: len(ranks)}
     return tiktoken.Encoding(
-        name="gpt2",
-        pat_str=GPT2_PATTERN,
-        mergeable_ranks=ranks,
-        special_tokens={END_OF_TEXT: len(ranks)},
+        "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special_tokens
     )
 
 
@@ -83,14 +79,11 @@ def merge_pair(parts: list, pair: tuple) -> list:
     """
     left, right = pair
     merged = []
-    i = 0
-    while i < len(parts):
-        if parts[i] == left and i + 1 < len(parts) and parts[i + 1] == right:
-            merged.append(left + right)
-            i += 2
+    for part in parts:
+        if part == right and merged and merged[-1] == left:
+            merged[-1] = left + right
         else:
-            merged.append(parts[i])
-            i += 1
+            merged.append(part)
     return merged
 
 
@@ -99,11 +92,7 @@ PRE_TOKENS = regex.compile(GPT2_PATTERN)
 
 def replace_lone_surrogates(text: str) -> str:
     """Return `text` with U+FFFD for lone surrogates: halves of a UTF-16 pair, not in UTF-8."""
-    try:
-        text.encode("utf-8")
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def split_on_special(text: str, special_tokens: Collection[str]) -> list[str]:
@@ -222,13 +211,9 @@ def split_safely(text: str, special_tokens: Collection[str]) -> tuple[str, str]:
     ('the clock', ' str')
     """
     # The longest end of the text that may be the beginning of a (longer) special token.
-    longest = max(map(len, special_tokens), default=0)
-    unclear = len(text)
-    for start in range(max(0, len(text) - longest), len(text)):
-        tail = text[start:]
-        if any(token != tail and token.startswith(tail) for token in special_tokens):
-            unclear = start
-            break
+    beginnings = [token[:n] for token in special_tokens for n in range(1, len(token))]
+    held_back = max((len(start) for start in beginnings if text.endswith(start)), default=0)
+    unclear = len(text) - held_back
     cut = 0
     pieces = split_on_special(text, special_tokens)
     for before, token in zip(pieces[::2], pieces[1::2], strict=False):
@@ -247,16 +232,17 @@ Specials = Literal["all"] | Collection[str]
 
 
 def special_sets(
-    known: Collection[str], allowed: Specials, disallowed: Specials
+    known: Collection[str], allowed_special: Specials = (), disallowed_special: Specials = "all"
 ) -> tuple[set[str], set[str]]:
     """Return which special tokens become one id, and which are an error when found in a text."""
-    allowed = set(known) if allowed == "all" else set(known) & set(allowed)
-    return allowed, set(known) - allowed if disallowed == "all" else set(disallowed)
+    allowed = set(known) if allowed_special == "all" else set(known) & set(allowed_special)
+    refused = set(known) - allowed if disallowed_special == "all" else set(disallowed_special)
+    return allowed, refused
 
 
-def refuse_special(text: str, disallowed: Collection[str]) -> None:
-    """Raise ValueError if `text` contains one of the special tokens `disallowed`."""
-    if found := split_on_special(text, disallowed)[1:2]:
+def refuse_special(text: str, refused: Collection[str]) -> None:
+    """Raise ValueError if `text` contains one of the special tokens `refused`."""
+    if found := split_on_special(text, refused)[1:2]:
         raise ValueError(
             f"the text contains the special token {found[0]!r}: allow it with allowed_special, "
             "or read it as ordinary text with disallowed_special=()"
@@ -272,8 +258,7 @@ def learn_tables(text: str, vocab_size: int, special_tokens: Iterable[str]) -> T
     smallest = 256 + len(special_tokens)
     if vocab_size < smallest:
         raise ValueError(
-            f"vocab_size must be at least {smallest} (256 bytes and {len(special_tokens)} special "
-            f"tokens), got {vocab_size}"
+            f"vocab_size must be at least {smallest} (bytes and special tokens), got {vocab_size}"
         )
     word_counts = count_pre_tokens(text, special_tokens)
     if not word_counts:
@@ -288,9 +273,8 @@ def learn_tables(text: str, vocab_size: int, special_tokens: Iterable[str]) -> T
 FILE_FORMAT = "llm-course byte-level BPE 1"
 
 
-def write_tables(path: Path, tables: Tables) -> None:
+def write_tables(path: Path, vocab, merges, special_tokens) -> None:
     """Write a tokenizer's three tables as JSON, all or nothing."""
-    vocab, merges, special_tokens = tables
     content = {
         "format": FILE_FORMAT,
         "vocab": {i: token.decode("latin-1") for i, token in vocab.items()},
@@ -337,14 +321,11 @@ def read_gpt2_tables(vocab_bpe: Path, encoder_json: Path) -> Tables:
         return bytes(table[character] for character in token)
 
     ids = json.loads(encoder_json.read_text(encoding="utf-8"))
-    special_tokens = {END_OF_TEXT: ids[END_OF_TEXT]}
-    vocab = {
-        i: token.encode() if token in special_tokens else as_bytes(token)
-        for token, i in ids.items()
-    }
+    end = ids.pop(END_OF_TEXT)
+    vocab = {i: as_bytes(token) for token, i in ids.items()} | {end: END_OF_TEXT.encode()}
     lines = vocab_bpe.read_text(encoding="utf-8").splitlines()[1:]  # the first names a version
     merges = [(as_bytes(left), as_bytes(right)) for left, right in map(str.split, lines)]
-    return vocab, merges, special_tokens
+    return vocab, merges, {END_OF_TEXT: end}
 
 
 def check_tables(
@@ -358,41 +339,29 @@ def check_tables(
             raise ValueError(f"special token {text!r} is not in the vocabulary under its id {i}")
     special_ids = set(special_tokens.values())
     ordinary = [token for i, token in vocab.items() if i not in special_ids]
-    known = set(ordinary)
-    if len(known) < len(ordinary):
-        raise ValueError(f"{len(ordinary) - len(known)} tokens of the vocabulary stand in it twice")
-    missing = [byte for byte in range(256) if bytes([byte]) not in known]
-    if missing:
-        raise ValueError(f"the vocabulary lacks {len(missing)} single bytes, first {missing[0]}")
-    if len(ordinary) != 256 + len(merges) or len(set(merges)) < len(merges):
-        raise ValueError(f"{len(ordinary)} tokens do not fit 256 bytes and {len(merges)} merges")
-    for left, right in merges:
-        if not {left, right, left + right} <= known:
-            raise ValueError(f"the merge {left!r} + {right!r} uses a token outside the vocabulary")
+    made = {bytes([byte]) for byte in range(256)} | {left + right for left, right in merges}
+    if not len(ordinary) == len(made) == 256 + len(merges) or set(ordinary) != made:
+        raise ValueError(f"the vocabulary is not 256 bytes and what its {len(merges)} merges make")
+    if unknown := {part for pair in merges for part in pair} - made:
+        raise ValueError(f"the merges use tokens outside the vocabulary, such as {min(unknown)!r}")
 
 
-def make_tiktoken(vocab, merges, special_tokens) -> tiktoken.Encoding:
-    """Return a `tiktoken.Encoding` that gives the same ids; see `BPETokenizer.to_tiktoken`."""
-    for short in special_tokens:
-        for long in special_tokens:
-            if short != long and long.startswith(short):
-                raise ValueError(
-                    f"tiktoken may read {long!r} as {short!r}, its beginning: rename one of them"
-                )
-    special_ids = set(special_tokens.values())
-    ranks = {token: i for i, token in vocab.items() if i not in special_ids}
-    merged = [ranks[left + right] for left, right in merges]
+def make_tiktoken(ids, ranks, special_tokens) -> tiktoken.Encoding:
+    """Return the same tokenizer as a `tiktoken.Encoding`; see `BPETokenizer.to_tiktoken`.
+
+    `ids` maps ordinary tokens to their ids, `ranks` the merges to their order.
+    """
+    for short, long in permutations(special_tokens, 2):
+        if long.startswith(short):
+            raise ValueError(f"tiktoken may read {long!r} as its beginning {short!r}: rename one")
+    merged = [ids[left + right] for left, right in ranks]
     if merged != sorted(merged):
         raise ValueError("tiktoken needs ids in the order of the merges, and these are not")
-    order = {pair: rank for rank, pair in enumerate(merges)}
-    for left, right in merges:
-        if len(apply_merges(left + right, order)) > 1:
+    for left, right in ranks:
+        if len(apply_merges(left + right, ranks)) > 1:
             raise ValueError(f"{left + right!r} is a token that the merges never make")
     return tiktoken.Encoding(
-        name="course-bpe",
-        pat_str=GPT2_PATTERN,
-        mergeable_ranks=ranks,
-        special_tokens=dict(special_tokens),
+        "course-bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ids, special_tokens=special_tokens
     )
 
 
@@ -409,11 +378,7 @@ class Tokenizer(Protocol):
     def eot_token(self) -> int: ...
 
     def encode(
-        self,
-        text: str,
-        *,
-        allowed_special: Specials = frozenset(),
-        disallowed_special: Specials = "all",
+        self, text: str, *, allowed_special: Specials = (), disallowed_special: Specials = "all"
     ) -> list[int]: ...
 
     def encode_ordinary(self, text: str) -> list[int]: ...
@@ -447,9 +412,7 @@ class BPETokenizer:
         self._cache: dict[str, list[int]] = {}  # pre-token -> ids
 
     @classmethod
-    def train(
-        cls, text: str, vocab_size: int, special_tokens: Iterable[str] = ()
-    ) -> "BPETokenizer":
+    def train(cls, text: str, vocab_size: int, special_tokens: Iterable[str] = ()) -> Self:
         """Learn a vocabulary of `vocab_size` ids: 256 bytes, merges, then the special tokens.
 
         The vocabulary stays smaller when the text runs out of pairs to merge. Raises ValueError
@@ -460,32 +423,30 @@ class BPETokenizer:
     @classmethod
     def from_gpt2_files(
         cls, vocab_bpe: str | Path | None = None, encoder_json: str | Path | None = None
-    ) -> "BPETokenizer":
+    ) -> Self:
         """Load GPT-2's vocabulary, by default from the course's cache (fetched once, 0.6 MB).
 
         Raises ValueError if a file's SHA-256 is not that of the original.
         """
-        if (vocab_bpe is None) != (encoder_json is None):
-            raise ValueError("give both files, vocab.bpe and encoder.json, or neither")
-        if vocab_bpe is None:
+        if vocab_bpe is None and encoder_json is None:
             vocab_bpe, encoder_json = fetch_gpt2_vocab()
         return cls(*read_gpt2_tables(Path(vocab_bpe), Path(encoder_json)))
 
     @classmethod
-    def load(cls, path: str | Path) -> "BPETokenizer":
+    def load(cls, path: str | Path) -> Self:
         """Read a tokenizer that `save` wrote; ValueError if the file is damaged."""
         return cls(*read_tables(Path(path)))
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as one JSON file, replacing what is there."""
-        write_tables(Path(path), (self.vocab, self.merges, self.special_tokens))
+        write_tables(Path(path), self.vocab, self.merges, self.special_tokens)
 
     def to_tiktoken(self) -> tiktoken.Encoding:
         """Return a `tiktoken.Encoding` with the same ids, which encodes much faster.
 
         Raises ValueError if one special token is a prefix of another.
         """
-        return make_tiktoken(self.vocab, self.merges, self.special_tokens)
+        return make_tiktoken(self._ids, self._ranks, self.special_tokens)
 
     @property
     def n_vocab(self) -> int:
@@ -500,11 +461,7 @@ class BPETokenizer:
         return self.special_tokens[END_OF_TEXT]
 
     def encode(
-        self,
-        text: str,
-        *,
-        allowed_special: Specials = frozenset(),
-        disallowed_special: Specials = "all",
+        self, text: str, *, allowed_special: Specials = (), disallowed_special: Specials = "all"
     ) -> list[int]:
         """Return the ids of `text`; only the special tokens in `allowed_special` become one id.
 
@@ -522,8 +479,7 @@ class BPETokenizer:
         """Return the ids of `text`, special tokens in it read as ordinary text."""
         ids = []
         for word in PRE_TOKENS.findall(replace_lone_surrogates(text)):
-            found = self._cache.get(word)
-            if found is None:
+            if (found := self._cache.get(word)) is None:
                 tokens = apply_merges(word.encode("utf-8"), self._ranks)
                 found = [self._ids[token] for token in tokens]
                 if len(self._cache) == 2**15:
@@ -533,24 +489,17 @@ class BPETokenizer:
             ids.extend(found)
         return ids
 
-    def encode_iterable(
-        self,
-        chunks: Iterable[str],
-        *,
-        allowed_special: Specials = frozenset(),
-        disallowed_special: Specials = "all",
-    ) -> Iterator[int]:
+    def encode_iterable(self, chunks: Iterable[str], **rules: Specials) -> Iterator[int]:
         """Yield the ids of the joined `chunks` (an open file, say) without storing them.
 
-        They are the ids that `encode("".join(chunks))` gives, for the same arguments, as long as
-        no chunk ends in the middle of a surrogate pair.
+        They are the ids that `encode("".join(chunks), **rules)` gives, as long as no chunk ends in
+        the middle of a surrogate pair; `rules`: allowed_special and disallowed_special.
         """
-        sets = special_sets(self.special_tokens, allowed_special, disallowed_special)
-        rules = {"allowed_special": sets[0], "disallowed_special": sets[1]}
+        allowed, refused = special_sets(self.special_tokens, **rules)
         kept = ""
         for chunk in chunks:
-            refuse_special(kept + chunk, sets[1])
-            ready, kept = split_safely(kept + chunk, sets[0] | sets[1])
+            refuse_special(kept + chunk, refused)
+            ready, kept = split_safely(kept + chunk, allowed | refused)
             yield from self.encode(ready, **rules)
         yield from self.encode(kept, **rules)
 
@@ -560,9 +509,8 @@ class BPETokenizer:
         Raises ValueError for an id outside the vocabulary.
         """
         ids = [operator.index(i) for i in ids]
-        for i in ids:
-            if i not in self.vocab:
-                raise ValueError(f"id {i} is outside the vocabulary, 0 ... {self.n_vocab - 1}")
+        if unknown := [i for i in ids if i not in self.vocab]:
+            raise ValueError(f"id {unknown[0]} is outside the vocabulary, 0 ... {self.n_vocab - 1}")
         return b"".join([self.vocab[i] for i in ids]).decode("utf-8", errors="replace")
 
 
@@ -581,20 +529,18 @@ class GPTDataset(Dataset):
             raise ValueError(
                 f"context_length and stride must be at least 1, got {context_length} and {stride}"
             )
-        self.token_ids = torch.as_tensor(token_ids)  # (N,), shares the memory where it can
-        dtype = self.token_ids.dtype
-        not_ids = dtype.is_floating_point or dtype.is_complex or dtype == torch.bool
-        if self.token_ids.ndim != 1 or not_ids:
+        ids = torch.as_tensor(token_ids)  # (N,), shares the memory where it can
+        not_ids = ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool
+        if ids.ndim != 1 or not_ids:
             raise ValueError(
-                f"token_ids must be one row of integers, got shape {tuple(self.token_ids.shape)} "
-                f"of {dtype}"
+                f"token_ids must be a row of integers, got shape {tuple(ids.shape)} of {ids.dtype}"
             )
-        if len(self.token_ids) < context_length + 1:
+        if len(ids) < context_length + 1:
             raise ValueError(
-                f"the text has {len(self.token_ids)} tokens, but one window needs "
+                f"the text has {len(ids)} tokens, but one window needs "
                 f"context_length + 1 = {context_length + 1}"
             )
-        self.context_length, self.stride = context_length, stride
+        self.token_ids, self.context_length, self.stride = ids, context_length, stride
 
     def __len__(self) -> int:
         return (len(self.token_ids) - self.context_length - 1) // self.stride + 1
@@ -631,11 +577,7 @@ def create_dataloader(
             f"the text gives {len(dataset)} windows, fewer than batch_size = {batch_size}: "
             "with drop_last=True no batch is left"
         )
+    order = torch.Generator().manual_seed(seed)
     return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        generator=torch.Generator().manual_seed(seed),
-        drop_last=drop_last,
-        num_workers=num_workers,
+        dataset, batch_size, shuffle, generator=order, drop_last=drop_last, num_workers=num_workers
     )
