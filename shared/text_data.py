@@ -25,11 +25,12 @@ from shared.fetch import ARTIFACTS, fetch, fetch_gpt2_vocab, verify
 
 __all__ = [
     "load_text", "load_gpt2_encoding", "END_OF_TEXT", "GPT2_PATTERN", "merge_pair",
-    "PRE_TOKENS", "replace_lone_surrogates", "split_on_special", "count_pre_tokens", "FLIPPED",
-    "descending", "PairIndex", "train_bpe", "apply_merges", "split_safely", "Specials",
-    "special_sets", "refuse_special", "Tables", "learn_tables", "FILE_FORMAT", "write_tables",
-    "read_tables", "gpt2_byte_of_character", "read_gpt2_tables", "check_tables",
-    "make_tiktoken", "Tokenizer", "BPETokenizer", "GPTDataset", "create_dataloader",
+    "PRE_TOKENS", "replace_lone_surrogates", "longest_first", "split_on_special",
+    "count_pre_tokens", "FLIPPED", "descending", "PairIndex", "train_bpe", "apply_merges",
+    "ALWAYS_CUT", "split_safely", "Specials", "special_sets", "refuse_special", "Tables",
+    "learn_tables", "FILE_FORMAT", "write_tables", "read_tables", "gpt2_byte_of_character",
+    "read_gpt2_tables", "check_tables", "make_tiktoken", "Tokenizer", "BPETokenizer",
+    "GPTDataset", "create_dataloader",
 ]  # fmt: skip
 
 
@@ -95,6 +96,11 @@ def replace_lone_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def longest_first(special_tokens: Collection[str]) -> list[str]:
+    """Return a regular expression for each special token, in the order in which to try them."""
+    return [regex.escape(token) for token in sorted(special_tokens, key=len, reverse=True)]
+
+
 def split_on_special(text: str, special_tokens: Collection[str]) -> list[str]:
     """Cut `text` at the special tokens, longest first; the tokens stand at the odd positions.
 
@@ -103,8 +109,7 @@ def split_on_special(text: str, special_tokens: Collection[str]) -> list[str]:
     """
     if not special_tokens:
         return [text]
-    longest_first = sorted(special_tokens, key=len, reverse=True)
-    return regex.split("(" + "|".join(map(regex.escape, longest_first)) + ")", text)
+    return regex.split("(" + "|".join(longest_first(special_tokens)) + ")", text)
 
 
 def count_pre_tokens(text: str, special_tokens: Collection[str] = ()) -> Counter:
@@ -204,27 +209,21 @@ def apply_merges(word: bytes, ranks: Mapping[tuple[bytes, bytes], int]) -> list[
     return parts
 
 
+ALWAYS_CUT = r"\p{L}(?=\P{L})|\p{N}(?=\P{N})|\S(?=\s)"  # GPT2_PATTERN cuts behind each of these
+
+
 def split_safely(text: str, special_tokens: Collection[str]) -> tuple[str, str]:
     """Cut `text` in two so that later text cannot change how the first part is encoded.
 
     >>> split_safely("the clock str", ())
     ('the clock', ' str')
     """
-    # The longest end of the text that may be the beginning of a (longer) special token.
+    # The longest end of the text that may be the beginning of a (longer) special token is kept.
     beginnings = [token[:n] for token in special_tokens for n in range(1, len(token))]
-    held_back = max((len(start) for start in beginnings if text.endswith(start)), default=0)
-    unclear = len(text) - held_back
-    cut = 0
-    pieces = split_on_special(text, special_tokens)
-    for before, token in zip(pieces[::2], pieces[1::2], strict=False):
-        if cut + len(before) + len(token) > unclear:
-            break
-        cut += len(before) + len(token)
-    for match in PRE_TOKENS.finditer(text, cut, unclear):
-        if match.end() == unclear or match.start() + 3 > unclear:
-            break
-        if not match.group()[-1].isspace():  # alone, two runs of white space would join into one
-            cut = match.end()
+    kept = max((len(start) for start in beginnings if text.endswith(start)), default=0)
+    pattern = "|".join([*longest_first(special_tokens), ALWAYS_CUT])
+    ends = (match.end() for match in regex.finditer(pattern, text))
+    cut = max((end for end in ends if end <= len(text) - kept), default=0)
     return text[:cut], text[cut:]
 
 

@@ -259,6 +259,12 @@ def test_chunks_refuse_what_the_whole_refuses_when_special_tokens_overlap():
             call()
 
 
+def test_no_chunk_cuts_a_special_token_that_overlaps_another():
+    tokenizer = BPETokenizer.train("ab c", 258, ["b c", "cd"])
+    ids = tokenizer.encode("ab c x", allowed_special="all")
+    assert list(tokenizer.encode_iterable(["ab c", " x"], allowed_special="all")) == ids
+
+
 def test_single_characters_of_the_story_give_its_ids():
     assert list(OURS.encode_iterable(STORY[:4_000])) == GPT2.encode(STORY[:4_000])
 
