@@ -44,10 +44,8 @@ def load_text(source: str | Path | None = None) -> str:
         path = Path(__file__).resolve().parent.parent / "ch01_intro" / "story.txt"
     elif f"texts/{source}.txt" in ARTIFACTS:
         path = fetch(f"texts/{source}.txt", progress=True)
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is neither a file nor the name of a public text")
+    elif not (path := Path(source)).is_file():
+        raise FileNotFoundError(f"{path} is neither a file nor the name of a public text")
     try:
         return path.read_text(encoding="utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -107,9 +105,8 @@ def split_on_special(text: str, special_tokens: Collection[str]) -> list[str]:
     >>> split_on_special("one<|endoftext|>two", {"<|endoftext|>"})
     ['one', '<|endoftext|>', 'two']
     """
-    if not special_tokens:
-        return [text]
-    return regex.split("(" + "|".join(longest_first(special_tokens)) + ")", text)
+    pattern = "|".join(longest_first(special_tokens))
+    return regex.split(f"({pattern})", text) if pattern else [text]
 
 
 def count_pre_tokens(text: str, special_tokens: Collection[str] = ()) -> Counter:
@@ -573,8 +570,7 @@ def create_dataloader(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if drop_last and len(dataset) < batch_size:
         raise ValueError(
-            f"the text gives {len(dataset)} windows, fewer than batch_size = {batch_size}: "
-            "with drop_last=True no batch is left"
+            f"{len(dataset)} windows, fewer than batch_size = {batch_size}: drop_last leaves none"
         )
     order = torch.Generator().manual_seed(seed)
     return DataLoader(
