@@ -25,12 +25,11 @@ from shared.fetch import ARTIFACTS, fetch, fetch_gpt2_vocab, verify
 
 __all__ = [
     "load_text", "load_gpt2_encoding", "END_OF_TEXT", "GPT2_PATTERN", "merge_pair",
-    "PRE_TOKENS", "replace_lone_surrogates", "longest_first", "split_on_special",
-    "count_pre_tokens", "FLIPPED", "descending", "PairIndex", "train_bpe", "apply_merges",
-    "ALWAYS_CUT", "split_safely", "Specials", "special_sets", "refuse_special", "Tables",
-    "learn_tables", "FILE_FORMAT", "write_tables", "read_tables", "gpt2_byte_of_character",
-    "read_gpt2_tables", "check_tables", "make_tiktoken", "Tokenizer", "BPETokenizer",
-    "GPTDataset", "create_dataloader",
+    "PRE_TOKENS", "replace_lone_surrogates", "split_on_special", "count_pre_tokens", "FLIPPED",
+    "descending", "PairIndex", "train_bpe", "apply_merges", "LAST_CUT", "split_safely",
+    "Specials", "special_sets", "refuse_special", "Tables", "learn_tables", "FILE_FORMAT",
+    "write_tables", "read_tables", "gpt2_byte_of_character", "read_gpt2_tables", "check_tables",
+    "make_tiktoken", "Tokenizer", "BPETokenizer", "GPTDataset", "create_dataloader",
 ]  # fmt: skip
 
 
@@ -94,26 +93,23 @@ def replace_lone_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def longest_first(special_tokens: Collection[str]) -> list[str]:
-    """Return a regular expression for each special token, in the order in which to try them."""
-    return [regex.escape(token) for token in sorted(special_tokens, key=len, reverse=True)]
-
-
 def split_on_special(text: str, special_tokens: Collection[str]) -> list[str]:
     """Cut `text` at the special tokens, longest first; the tokens stand at the odd positions.
 
     >>> split_on_special("one<|endoftext|>two", {"<|endoftext|>"})
     ['one', '<|endoftext|>', 'two']
     """
-    pattern = "|".join(longest_first(special_tokens))
-    return regex.split(f"({pattern})", text) if pattern else [text]
+    if not special_tokens:
+        return [text]
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    return regex.split("(" + "|".join(map(regex.escape, longest_first)) + ")", text)
 
 
 def count_pre_tokens(text: str, special_tokens: Collection[str] = ()) -> Counter:
     """Count the pre-tokens of `text`, as UTF-8 bytes, with special tokens as boundaries."""
     counts = Counter()
-    for document in split_on_special(replace_lone_surrogates(text), special_tokens)[::2]:
-        counts.update(PRE_TOKENS.findall(document))
+    for document in split_on_special(text, special_tokens)[::2]:
+        counts.update(PRE_TOKENS.findall(replace_lone_surrogates(document)))
     return Counter({word.encode("utf-8"): n for word, n in counts.items()})
 
 
@@ -206,7 +202,8 @@ def apply_merges(word: bytes, ranks: Mapping[tuple[bytes, bytes], int]) -> list[
     return parts
 
 
-ALWAYS_CUT = r"\p{L}(?=\P{L})|\p{N}(?=\P{N})|\S(?=\s)"  # GPT2_PATTERN cuts behind each of these
+# GPT2_PATTERN always cuts behind each of these; (?r) searches from the end of the text.
+LAST_CUT = regex.compile(r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|\S(?=\s)")
 
 
 def split_safely(text: str, special_tokens: Collection[str]) -> tuple[str, str]:
@@ -215,12 +212,14 @@ def split_safely(text: str, special_tokens: Collection[str]) -> tuple[str, str]:
     >>> split_safely("the clock str", ())
     ('the clock', ' str')
     """
-    # The longest end of the text that may be the beginning of a (longer) special token is kept.
+    # All is clear but the longest end that may be the beginning of a (longer) special token.
     beginnings = [token[:n] for token in special_tokens for n in range(1, len(token))]
-    kept = max((len(start) for start in beginnings if text.endswith(start)), default=0)
-    pattern = "|".join([*longest_first(special_tokens), ALWAYS_CUT])
-    ends = (match.end() for match in regex.finditer(pattern, text))
-    cut = max((end for end in ends if end <= len(text) - kept), default=0)
+    clear = len(text) - max((len(part) for part in beginnings if text.endswith(part)), default=0)
+    pieces = split_on_special(text, special_tokens)
+    while (start := len("".join(pieces[:-1]))) > clear:
+        pieces = pieces[:-2]  # without the last special token, which reaches into the unclear end
+    found = LAST_CUT.search(pieces[-1][: clear - start])
+    cut = start + (found.end() if found else 0)
     return text[:cut], text[cut:]
 
 
@@ -468,7 +467,7 @@ class BPETokenizer:
         refuse_special(text, refused)
         ids = []
         for n, piece in enumerate(split_on_special(text, allowed)):
-            ids.extend([self.special_tokens[piece]] if n % 2 else self.encode_ordinary(piece))
+            ids += [self.special_tokens[piece]] if n % 2 else self.encode_ordinary(piece)
         return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -482,7 +481,7 @@ class BPETokenizer:
                     self._cache.clear()
                 if len(word) < 64:
                     self._cache[word] = found
-            ids.extend(found)
+            ids += found
         return ids
 
     def encode_iterable(self, chunks: Iterable[str], **rules: Specials) -> Iterator[int]:
