@@ -23,8 +23,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from shared.fetch import verify
 from shared.gpt_model import Decoder, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel
 from shared.text_data import BPETokenizer, Tokenizer
@@ -33,7 +35,7 @@ __all__ = [
     "IGNORE", "summed_loss", "count_targets", "evaluate", "TrainConfig", "learning_rate_at",
     "make_optimizers", "Trainer", "train_model", "sample_next", "generate", "story_batch",
     "write_folder", "weights_of", "set_weights", "KINDS", "save_model", "load_model",
-    "described", "file_hash", "save_checkpoint", "read_checkpoint", "load_checkpoint",
+    "described", "save_checkpoint", "load_checkpoint",
 ]  # fmt: skip
 
 IGNORE = -100  # a target that does not count, F.cross_entropy's own convention
@@ -44,10 +46,8 @@ def summed_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -
 
     Targets equal to IGNORE do not count.
     """
-    logits = model(inputs)  # (B, T, V)
-    return F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
+    logits = model(inputs).flatten(0, 1)  # (B, T, V) -> (B T, V)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def count_targets(targets: torch.Tensor) -> int:
@@ -90,11 +90,10 @@ class TrainConfig:
 
     def __post_init__(self):
         in_range = {
-            "max_steps": self.max_steps >= 1,
+            "max_steps": self.max_steps >= 1, "accumulate": self.accumulate >= 1,
             "warmup_steps": 0 <= self.warmup_steps <= self.max_steps,
             "learning_rate": 0 < self.learning_rate < 1, "final_share": 0 <= self.final_share <= 1,
             "weight_decay": self.weight_decay >= 0, "max_grad_norm": self.max_grad_norm > 0,
-            "accumulate": self.accumulate >= 1,
         }  # fmt: skip
         if wrong := [f"{name} = {getattr(self, name)}" for name, ok in in_range.items() if not ok]:
             raise ValueError(f"out of range: {', '.join(wrong)}")
@@ -115,21 +114,17 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     AdamW, with weight decay on matrices only; with config.muon, Muon for the matrices of
     model.blocks, its step scaled to the size of AdamW's.
     """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    for_muon = [
-        p for name, p in trained if config.muon and ".blocks." in f".{name}" and p.ndim == 2
-    ]
-    taken = {id(p) for p in for_muon}
-    rest = [p for _, p in trained if id(p) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups, rate, optimizers = [g for g in groups if g["params"]], config.learning_rate, []
+    rest = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = [name for name, p in rest.items() if ".blocks." in f".{name}" and p.ndim == 2]
+    for_muon = [rest.pop(name) for name in matrices] if config.muon else []
+    rate, decay, optimizers = config.learning_rate, {"weight_decay": config.weight_decay}, []
     if for_muon:
-        scaled = {"weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-        optimizers.append(torch.optim.Muon(for_muon, rate, **scaled))
-    if groups:
+        optimizers.append(torch.optim.Muon(for_muon, rate, **decay, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        groups = [
+            {"params": [p for p in rest.values() if p.ndim >= 2]} | decay,
+            {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
         optimizers.append(torch.optim.AdamW(groups, rate, betas=(0.9, 0.95), fused=True))
     return optimizers
 
@@ -164,10 +159,11 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for n, (inputs, targets) in enumerate(batches, start=1):
-            last = n == len(batches)  # several processes exchange gradients once a step
-            wait = nullcontext if last else getattr(self.replica, "no_sync", nullcontext)
-            mixed = torch.autocast(device.type, torch.bfloat16, enabled=self.config.bfloat16)
-            with wait(), mixed:
+            # Several processes exchange gradients once a step, with the last batch.
+            wait = (
+                nullcontext if n == len(batches) else getattr(self.replica, "no_sync", nullcontext)
+            )
+            with wait(), torch.autocast(device.type, torch.bfloat16, enabled=self.config.bfloat16):
                 loss = summed_loss(self.replica, inputs, targets) / n_targets
                 (loss * world).backward()  # DistributedDataParallel divides by world
             total += loss.detach()
@@ -176,10 +172,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         loss = float(total)
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise FloatingPointError(
-                f"step {self.step}: loss {loss}, gradient norm {float(norm)}; nothing was changed. "
-                "Go back to the last checkpoint with a smaller learning rate"
-            )
+            advice = "nothing was changed; go back to a checkpoint with a smaller learning rate"
+            raise FloatingPointError(f"step {self.step}: loss {loss}, gradient {norm}; {advice}")
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(self.step, self.config)
@@ -195,8 +189,8 @@ def train_model(
     *,
     val_batches: Iterable[tuple[torch.Tensor, torch.Tensor]] = (),
     eval_every: int = 0,
-    on_eval: Callable[[Trainer, dict], None] | None = None,
-    on_step: Callable[[Trainer, dict], None] | None = None,
+    on_eval: Callable[[Trainer, dict], None] = lambda trainer, record: None,
+    on_step: Callable[[Trainer, dict], None] = lambda trainer, record: None,
     trainer: Trainer | None = None,
     progress: bool = True,
 ) -> list[dict]:
@@ -226,42 +220,32 @@ def train_model(
             bar.set_postfix(loss=losses[-1], refresh=False)
             bar.update()
             so_far = {"step": trainer.step, "tokens": trainer.tokens, "seconds": seconds}
-            if on_step:
-                on_step(trainer, so_far | {"loss": losses[-1]})
+            on_step(trainer, so_far | {"loss": losses[-1]})
             at_end = trainer.step == config.max_steps
             if at_end or (eval_every and trainer.step % eval_every == 0):
-                record = so_far | {
-                    "tokens_per_second": (trainer.tokens - tokens_before) / seconds,
-                    "train_loss": sum(losses) / len(losses),
-                    "val_loss": evaluate(model, val_batches) if val_batches else math.nan,
-                }
+                record = so_far | {"tokens_per_second": (trainer.tokens - tokens_before) / seconds}
+                record["train_loss"] = sum(losses) / len(losses)
+                record["val_loss"] = evaluate(model, val_batches) if val_batches else math.nan
                 history.append(record)
                 losses = []
-                if on_eval:
-                    on_eval(trainer, record)
+                on_eval(trainer, record)
     return history
 
 
-def sample_next(
-    logits: torch.Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
+def sample_next(logits: torch.Tensor, temperature=1.0, top_k=None, top_p=None, generator=None):
     """Choose a token for each row of logits (B, V); return ids (B,).
 
-    A temperature of 0 takes the likeliest. Raises ValueError for a negative temperature, a top_k
-    below 1 or a top_p outside (0, 1].
+    A temperature of 0 takes the likeliest. `top_k` (int) and `top_p` (float) cut off the tail, None
+    does not; `generator` is a torch.Generator. Raises ValueError for a negative temperature, a
+    top_k below 1 or a top_p outside (0, 1].
     """
-    if not temperature >= 0 or (top_k is not None and top_k < 1):
-        raise ValueError(f"temperature {temperature} must be >= 0 and top_k {top_k} at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    in_range = [temperature >= 0, top_k is None or top_k >= 1, top_p is None or 0 < top_p <= 1]
+    if not all(in_range):
+        raise ValueError(f"out of range: temperature {temperature}, top_k {top_k}, top_p {top_p}")
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float()
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # no overflow near 0
+    # The largest becomes 0, so that nothing overflows at a temperature near 0.
+    logits = (logits.float() - logits.amax(dim=-1, keepdim=True)) / temperature
     if top_k is not None:
         best, index = logits.topk(min(top_k, logits.shape[-1]))  # exactly k, also among equals
         logits = torch.full_like(logits, -torch.inf).scatter(1, index, best)
@@ -279,20 +263,19 @@ def generate(
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     stop_token: int | None = None,
-    generator: torch.Generator | None = None,
     use_cache: bool = True,
     pad_left: torch.Tensor | None = None,
-    on_token: Callable[[torch.Tensor], None] | None = None,
+    on_token: Callable[[torch.Tensor], None] = lambda ids: None,
+    **sampling,
 ) -> torch.Tensor:
     """Continue each row of token_ids (B, T) by up to max_new_tokens: (B, T + new).
 
-    Temperature 0 is greedy. A row that has produced `stop_token` is filled up with it; generation
-    ends when all rows have, or when the text fills the model's context. `pad_left` (B,) int64:
-    how many padding tokens each row starts with. `on_token` gets the ids (B,) of every step.
-    Raises ValueError for a prompt longer than the context, and as sample_next does.
+    Temperature 0 is greedy; `sampling` can be top_k, top_p and generator, as in sample_next. A row
+    that has produced `stop_token` is filled up with it; generation ends when all rows have, or
+    when the text fills the model's context. `pad_left` (B,) int64: how many padding tokens each
+    row starts with. `on_token` gets the ids (B,) of every step. Raises ValueError for a prompt
+    longer than the context, and as sample_next does.
     """
     batch_size, n_tokens = token_ids.shape
     context = model.config.context_length
@@ -303,19 +286,16 @@ def generate(
     stopped = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
     was_training = model.training
     model.eval()
-    new = token_ids  # what the model has not yet seen
     try:
         while token_ids.shape[1] < end and not stopped.all():
-            hidden = model.hidden_states(new if use_cache else token_ids, cache, pad_left=pad_left)
-            logits = model.out_head(hidden[:, -1])  # (B, V)
-            ids = sample_next(logits, temperature, top_k, top_p, generator)
+            new = token_ids if cache is None else token_ids[:, cache.length :]  # not yet seen
+            hidden = model.hidden_states(new, cache, pad_left=pad_left)
+            ids = sample_next(model.out_head(hidden[:, -1]), temperature, **sampling)  # (B,)
             if stop_token is not None:
                 ids = ids.masked_fill(stopped, stop_token)
                 stopped |= ids == stop_token
-            if on_token:
-                on_token(ids)
-            new = ids[:, None]  # (B, 1)
-            token_ids = torch.cat([token_ids, new], dim=1)
+            on_token(ids)
+            token_ids = torch.cat([token_ids, ids[:, None]], dim=1)
     finally:
         model.train(was_training)
     return token_ids
@@ -328,14 +308,10 @@ def story_batch(texts: list[str], tokenizer: Tokenizer, context_length: int):
     up on the right, where targets are IGNORE; longer ones are cut off at context_length.
     """
     end = tokenizer.eot_token
-    rows = [[end, *tokenizer.encode_ordinary(text), end][: context_length + 1] for text in texts]
-    length = max(map(len, rows)) - 1
-    inputs = torch.full((len(rows), length), end)
-    targets = torch.full((len(rows), length), IGNORE)
-    for n, row in enumerate(rows):
-        inputs[n, : len(row) - 1] = torch.tensor(row[:-1])
-        targets[n, : len(row) - 1] = torch.tensor(row[1:])
-    return inputs, targets
+    rows = [torch.tensor([end, *tokenizer.encode_ordinary(text), end]) for text in texts]
+    rows = pad_sequence(rows, batch_first=True, padding_value=IGNORE)[:, : context_length + 1]
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+    return inputs.masked_fill(inputs == IGNORE, end), targets
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
@@ -367,11 +343,8 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
 
 
 def weights_of(model: Decoder) -> dict[str, torch.Tensor]:
-    """Return the state_dict with a tied matrix once, as tok_emb.weight."""
-    state = model.state_dict()
-    if model.out_head.weight is model.tok_emb.weight:
-        del state["out_head.weight"]
-    return {name: tensor.contiguous() for name, tensor in state.items()}
+    """Return the model's tensors by name, a tied matrix once, as tok_emb.weight."""
+    return {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
 
 
 def set_weights(model: Decoder, weights: dict[str, torch.Tensor], *, assign: bool = False) -> None:
@@ -379,14 +352,12 @@ def set_weights(model: Decoder, weights: dict[str, torch.Tensor], *, assign: boo
 
     The numbers are copied; with `assign`, the model takes over the tensors themselves.
     """
-    expected = weights_of(model)
-    wrong = [f"missing {name}" for name in expected if name not in weights]
-    wrong += [f"unknown {name}" for name in weights if name not in expected]
-    wrong += [
-        f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
+    expected = {name: tuple(tensor.shape) for name, tensor in weights_of(model).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    misshapen = [n for n in expected if n in found and found[n] != expected[n]]
+    wrong = [f"missing {n}" for n in expected if n not in found]
+    wrong += [f"unknown {n}" for n in found if n not in expected]
+    wrong += [f"{n} is {found[n]}, not {expected[n]}" for n in misshapen]
     if wrong:
         raise ValueError(f"the weights do not fit the model: {'; '.join(wrong)}")
     model.load_state_dict(weights, strict=False, assign=assign)
@@ -425,15 +396,9 @@ def load_model(folder: str | Path) -> Decoder:
 
 def described(trainer: Trainer) -> dict:
     """Return what a checkpoint must agree on: all settings but the steps and their size."""
-    model, training = trainer.model, asdict(trainer.config)
-    for free in ("max_steps", "learning_rate", "warmup_steps", "final_share"):
-        del training[free]  # a run may be continued with others
-    return {"kind": type(model).__name__} | asdict(model.config) | training
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return sha256(path.read_bytes()).hexdigest()
+    model, free = trainer.model, {"max_steps", "learning_rate", "warmup_steps", "final_share"}
+    settings = {"kind": type(model).__name__} | asdict(model.config) | asdict(trainer.config)
+    return {name: value for name, value in settings.items() if name not in free}
 
 
 def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
@@ -445,35 +410,16 @@ def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
         for i, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 tensors[f"{n}.{i}.{name}"] = torch.as_tensor(value).contiguous()
+    record = {"step": trainer.step, "tokens": trainer.tokens, "settings": described(trainer)}
 
     def write(new: Path) -> None:
         save_file(weights_of(trainer.model), new / "model.safetensors")
         save_file(tensors, new / "training.safetensors")
-        hashes = {file.name: file_hash(file) for file in sorted(new.iterdir())}
-        record = {"step": trainer.step, "tokens": trainer.tokens}
-        record |= {"settings": described(trainer), "sha256": hashes}
+        files = sorted(new.iterdir())
+        record["sha256"] = {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
         (new / "checkpoint.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     write_folder(folder, write)
-
-
-def read_checkpoint(folder: Path, settings: dict) -> dict:
-    """Return the record of a checkpoint; ValueError if it is damaged or has other settings."""
-    try:
-        record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        hashes, stored = record["sha256"], record["settings"]
-        damaged = [name for name, digest in hashes.items() if file_hash(folder / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} is not a complete checkpoint: {error}") from error
-    if damaged:
-        names = ", ".join(damaged)
-        raise ValueError(f"{folder} is damaged: {names} has changed since it was written")
-    differ = [
-        f"{k} is {stored.get(k)!r}, here {v!r}" for k, v in settings.items() if stored.get(k) != v
-    ]
-    if differ:
-        raise ValueError(f"{folder} belongs to another configuration: {'; '.join(differ)}")
-    return record
 
 
 def load_checkpoint(trainer: Trainer, folder: str | Path) -> None:
@@ -482,18 +428,27 @@ def load_checkpoint(trainer: Trainer, folder: str | Path) -> None:
     Raises ValueError, and changes nothing, if a file is missing or damaged, or if the checkpoint
     belongs to another configuration; the message says which settings differ.
     """
-    record = read_checkpoint(folder := Path(folder), described(trainer))
+    folder, settings = Path(folder), described(trainer)
+    try:
+        record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        stored = record["settings"]
+        for name, digest in record["sha256"].items():
+            verify(folder / name, digest, name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is not a complete checkpoint or is damaged: {error}") from error
+    if differ := [name for name, value in settings.items() if stored.get(name) != value]:
+        listed = "; ".join(f"{k} is {stored.get(k)!r}, here {settings[k]!r}" for k in differ)
+        raise ValueError(f"{folder} belongs to another configuration: {listed}")
     set_weights(trainer.model, load_file(folder / "model.safetensors"))
     tensors = load_file(folder / "training.safetensors")
     torch.set_rng_state(tensors.pop("random"))
     cuda_state = tensors.pop("random.cuda", None)
     if cuda_state is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda_state)
-    states = [{} for _ in trainer.optimizers]
+    states = [optimizer.state_dict() for optimizer in trainer.optimizers]
     for name, tensor in tensors.items():
         n, i, key = name.split(".")
-        states[int(n)].setdefault(int(i), {})[key] = tensor
+        states[int(n)]["state"].setdefault(int(i), {})[key] = tensor
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        optimizer.load_state_dict(state)
     trainer.step, trainer.tokens = record["step"], record["tokens"]
