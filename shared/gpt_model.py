@@ -228,14 +228,10 @@ class Decoder(nn.Module):
     def hidden_states(self, token_ids: torch.Tensor, cache=None, *, pad_left=None) -> torch.Tensor:
         """Return what forward hands to out_head: (B, T, D), after final_norm."""
         n_past = 0 if cache is None else cache.length
-        if (
-            token_ids.ndim != 2
-            or not 1 <= token_ids.shape[1] <= self.config.context_length - n_past
-        ):
-            raise ValueError(
-                f"token ids {tuple(token_ids.shape)} after {n_past} cached ones: expected (B, T) "
-                f"with 1 to {self.config.context_length} tokens in all"
-            )
+        shape, context = tuple(token_ids.shape), self.config.context_length
+        if len(shape) != 2 or not 1 <= shape[1] <= context - n_past:
+            expected = f"expected (B, T) with 1 to {context} tokens in all"
+            raise ValueError(f"token ids {shape} after {n_past} cached ones: {expected}")
         if pad_left is not None and pad_left.shape != token_ids.shape[:1]:
             raise ValueError(f"pad_left {tuple(pad_left.shape)} does not fit {len(token_ids)} rows")
         x = self.embed(token_ids, n_past, pad_left)  # (B, T, D)

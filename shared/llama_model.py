@@ -105,10 +105,8 @@ class GroupedQueryAttention(nn.Module):
     def forward(self, x: torch.Tensor, cache=None, pad_left=None) -> torch.Tensor:
         n_past = 0 if cache is None else cache.length
         check_input(x, self.config.emb_dim, self.config.context_length, n_past, pad_left)
-        queries, keys, values = (
-            split_heads(W(x), self.config.head_dim)  # (B, heads, T, K)
-            for W in (self.W_query, self.W_key, self.W_value)
-        )
+        projected = self.W_query(x), self.W_key(x), self.W_value(x)  # (B, T, heads * K) each
+        queries, keys, values = (split_heads(p, self.config.head_dim) for p in projected)
         positions = token_positions(x.shape[1], n_past, pad_left, x.device)
         queries, keys = self.rotary(queries, positions), self.rotary(keys, positions)
         return self.out_proj(attend(queries, keys, values, cache, pad_left))

@@ -258,17 +258,15 @@ def load_gpt2(size: str = "124M", *, download: bool = True) -> GPTModel:
     repositories = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
     if size not in repositories:
         raise ValueError(f"GPT-2 comes in {', '.join(repositories)}, not {size!r}")
-    repository = f"openai-community/{repositories[size]}"
+    repository, file = f"openai-community/{repositories[size]}", "model.safetensors"
     try:
-        path = huggingface_hub.hf_hub_download(
-            repository, "model.safetensors", local_files_only=True
-        )
+        path = huggingface_hub.hf_hub_download(repository, file, local_files_only=True)
     except huggingface_hub.errors.LocalEntryNotFoundError:
         try:
             if not download:
                 raise ConnectionError("no download was wanted")
             urlopen("https://huggingface.co", timeout=10).close()  # else it retries for long
-            path = huggingface_hub.hf_hub_download(repository, "model.safetensors")
+            path = huggingface_hub.hf_hub_download(repository, file)
         except Exception as error:  # of many types
             advice = "connect and run again, or take 'smollm2-135m'"
             raise FetchError(f"{repository} is not here: {error}; {advice}") from error
