@@ -32,6 +32,7 @@ from urllib import error, request
 
 from tqdm import tqdm
 
+COURSE = Path(__file__).resolve().parent.parent  # the top folder
 CHUNK_BYTES = 64 * 1024  # memory stays at one chunk, however large the file
 TIMEOUT_SECONDS = 30.0  # longest silence of a server that we sit through
 RETRY_PAUSES = (0.5, 2.0)  # seconds before the second and the third try
