@@ -44,10 +44,14 @@ IGNORE = -100  # a target that does not count, F.cross_entropy's own convention
 def summed_loss(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the sum of the cross-entropies in nats, for inputs and targets (B, T).
 
-    Targets equal to IGNORE do not count.
+    Targets equal to IGNORE do not count; our own models compute no logits (N, V) for them.
     """
-    logits = model(inputs).flatten(0, 1)  # (B, T, V) -> (B T, V)
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    counts = targets != IGNORE
+    if isinstance(model, Decoder):
+        logits = model.out_head(model.hidden_states(inputs)[counts])
+    else:  # compiled, or shared by several processes
+        logits = model(inputs)[counts]
+    return F.cross_entropy(logits, targets[counts], reduction="sum")
 
 
 def count_targets(targets: torch.Tensor) -> int:
