@@ -28,11 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HAND_WRITTEN = frozenset({"export", "fetch", "tiny_tales"})
 
-DIRECTIVE = re.compile(r"#\s*\|\s*(\w+)\s*(.*?)\s*")
+DIRECTIVE = re.compile(r"#\s*\|\s*(\w[\w ]*?)\s*")
 MAGIC = re.compile(r"[%!?]|[\w, ]+=\s*[%!]|[\w.*]+\?{1,2}$")
-GUARDED_IMPORT = re.compile(r"if (typing\.)?TYPE_CHECKING:|try:\n +(import|from) ")
 ORIGIN = 'Generated from {} by `python -m shared.export`;\nedit the notebook, not this file.\n"""'
-GENERATED = re.compile(r"^Generated from (\S+\.ipynb) by `python -m shared\.export`;$", re.M)
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 MARKUP = re.compile(r"`+([^`]*)(?:`+|$)|(?<!\s)\*+|\*+(?!\s)|(?<!\w)_+|_+(?!\w)")
 
@@ -43,7 +41,9 @@ QUIET = IMPORT | DEFINITION | ast.Assign | ast.AnnAssign | ast.AugAssign | ast.P
 # `--isolated` and the explicit settings keep a reader's own configuration out of the result.
 RUFF_OPTIONS = ["--isolated", "--quiet", "--line-length=100", "--target-version=py311"]
 RUFF_OPTIONS += ["--config=src = []", '--config=lint.isort.known-first-party = ["shared"]']
-NAME_CHECKS = ["--select=F821,F401", "--ignore-noqa", "--output-format=json", "--exit-zero"]
+# Undefined names, unused and wildcard imports, misplaced `return`, `;`, relative imports.
+CHECKS = ["--select=F821,F401,F403,F7,E702,TID252", "--ignore-noqa", "--output-format=json"]
+CHECKS += ['--config=lint.flake8-tidy-imports.ban-relative-imports = "all"', "--exit-zero"]
 
 
 class ExportError(ValueError):
@@ -78,30 +78,13 @@ def _label(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _check_name(path: Path, notebooks: list[Path]) -> None:
-    """Refuse a notebook whose name does not say which module it becomes, or not it alone."""
-    module = f"shared/{topic_of(path)}.py"
-    twins = [other for other in notebooks if topic_of(other) == topic_of(path) and other != path]
-    wrong = twins and f"{_label(twins[0])} exports {module}, too"
-    if topic_of(path) in HAND_WRITTEN:
-        wrong = f"{module} is written by hand"
-    if path not in notebooks or not re.fullmatch(r"ch\d\d_[a-z][a-z0-9_]*", path.stem):
-        wrong = "is not a notebook chNN_<topic>.ipynb in a folder ch* of the course"
-    if wrong:
-        raise ExportError(f"{_label(path)}: {wrong}")
-
-
 def _read_sources(path: Path) -> dict[str, list[str]]:
     """Return the sources of a notebook's cells for each type of cell."""
     sources = {"markdown": [], "code": [], "raw": []}
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        if notebook["nbformat"] != 4:
-            raise ValueError(f"nbformat is {notebook['nbformat']}, not 4")
-        for cell in notebook["cells"]:
-            source = "".join(cell["source"]).encode().decode()  # fails on half a surrogate pair
-            sources[cell["cell_type"]].append(re.sub(r"\r\n?", "\n", source))
-    except Exception as error:  # JSON, encoding, structure: there are many ways to be damaged
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            sources[cell["cell_type"]].append(re.sub(r"\r\n?", "\n", "".join(cell["source"])))
+    except (ValueError, KeyError, TypeError) as error:  # JSON, encoding, structure
         raise ExportError(f"{_label(path)}: cannot be read as a notebook: {error!r}") from error
     return sources
 
@@ -120,9 +103,8 @@ class _Draft:
         self.body: list[str] = []
         self.names: dict[str, tuple[int, ast.stmt]] = {}  # public name -> its cell and statement
         self.cell = 0  # the number of the code cell that is being added
-        topics = [*HAND_WRITTEN, *map(topic_of, notebooks)]
-        later = dict.fromkeys(topics[topics.index(self.topic) :], "comes later in the course")
-        self.why_not = dict.fromkeys(topics, "") | later | {self.topic: "imports itself"}
+        topics = [topic_of(notebook) for notebook in notebooks]
+        self.earlier = {*HAND_WRITTEN, *topics[: topics.index(self.topic)]}
 
     def need(self, right: object, line: int, message: str) -> None:
         """Unless it is `right`, note what cannot stand in a module, at a line of this cell."""
@@ -137,8 +119,7 @@ class _Draft:
         if not end:
             return
         try:
-            tree = ast.parse(source, feature_version=(3, 11))
-            compile(tree, self.label, "exec", dont_inherit=True)  # finds `return` outside a def
+            tree = ast.parse(source)
         except SyntaxError as error:
             line, text = error.lineno or 1, (error.text or "").strip()
             magic = MAGIC.match(text) and f"IPython magic or shell command `{text}`"
@@ -158,32 +139,25 @@ class _Draft:
 
     def _check_directives(self, lines: list[str]) -> int:
         """Check the directives; return how many lines of them an exported cell has, else 0."""
-        place = 2 if self.cell == 1 else 1  # the line where `#| export` belongs
-        found = {n: m.groups() for n, s in enumerate(lines, 1) if (m := DIRECTIVE.fullmatch(s))}
+        found = {n: m[1] for n, line in enumerate(lines, 1) if (m := DIRECTIVE.fullmatch(line))}
+        place = 1  # the line where `#| export` belongs
         if self.cell == 1:
-            name, topic = found.pop(1, ("", self.topic))
-            first = f"the first line must be `#| default_exp {self.topic}`"
-            self.need(name == "default_exp", 1, first)
-            self.need(topic == self.topic, 1, f"default_exp must be `{self.topic}`, not `{topic}`")
-        for n, (name, argument) in found.items():
-            known = name in ("default_exp", "export")
-            alone = name != "export" or (n == place and not argument)
-            self.need(known or n != place, n, f"unknown directive `#| {name}`")
-            self.need(alone, n, "`#| export` must be alone in the cell's first line")
-            self.need(name != "default_exp", n, "`#| default_exp` belongs in code cell 1, line 1")
-        return place if found.get(place) == ("export", "") else 0
+            place, first = 2, f"default_exp {self.topic}"
+            self.need(found.pop(1, "") == first, 1, f"the first line must be `#| {first}`")
+        for n, directive in found.items():
+            right = (n, directive) == (place, "export")
+            self.need(right, n, f"`#| {directive}`: only `#| export` in line {place} is known")
+        return place if found.get(place) == "export" else 0
 
     def _check_import(self, node: IMPORT) -> None:
-        """Refuse imports that are relative, wildcards, or go forwards in the course."""
+        """Refuse imports that go forwards in the course."""
         names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
-            self.need(not node.level, node.lineno, "relative import; name the module in full")
-            self.need(names != ["*"], node.lineno, "wildcard import; name what you import")
             names = [f"{node.module}.{name}" for name in names]
-        for module in dict.fromkeys(".".join(name.split(".")[:2]) for name in names):
+        for module in sorted({".".join(name.split(".")[:2]) for name in names}):
             package, _, topic = module.partition(".")
-            reason = self.why_not.get(topic, "is not a module of this course")
-            self.need(package != "shared" or not reason, node.lineno, f"`{module}` {reason}")
+            right = package != "shared" or topic in self.earlier
+            self.need(right, node.lineno, f"`{module}` is not an earlier module of the course")
 
     def _move_import(self, node: IMPORT, lines: list[str], end: int) -> None:
         """Move a top-level import from the lines of its cell to the module's.
@@ -192,8 +166,6 @@ class _Draft:
         """
         start = node.lineno - 1
         behind = lines[node.end_lineno - 1][node.end_col_offset :].strip()
-        alone = node.col_offset == 0 and behind[:1] in ("", "#")
-        self.need(alone, node.lineno, "put the import on a line of its own")
         while start > end and lines[start - 1].startswith("#"):
             start -= 1
         self.imports += [*lines[start : node.lineno - 1], f"{ast.unparse(node)}  {behind}"]
@@ -201,20 +173,17 @@ class _Draft:
 
     def _check_statement(self, node: ast.stmt) -> None:
         """Note the public names that a top-level statement defines; refuse what acts on import."""
-        for statement in _statements(node):
-            act = f"this would act when imported: `{ast.unparse(statement).splitlines()[0]}`"
-            self.need(isinstance(statement, QUIET), statement.lineno, act)
-            for name in _defined_names(statement):
-                self.need(name != "__all__", node.lineno, "`__all__` is written by the exporter")
-                if not name.startswith("_"):
-                    cell, first = self.names.setdefault(name, (self.cell, node))
-                    twice = f"`{name}` is exported twice, first in code cell {cell}"
-                    self.need(first is node, node.lineno, f"{twice}, line {first.lineno}")
+        act = f"this would act when imported: `{ast.unparse(node).splitlines()[0]}`"
+        self.need(isinstance(node, QUIET), node.lineno, act)
+        for name in _public_names(node):
+            cell, first = self.names.setdefault(name, (self.cell, node))
+            twice = f"`{name}` is exported twice, first in code cell {cell}, line {first.lineno}"
+            self.need(first is node, node.lineno, twice)
 
     def module(self, promise: str) -> str:
         """Put the module together, not yet formatted, and have its names checked.
 
-        Refused are names that are used but not defined in exported cells, and unused imports.
+        Refused are, among others, names that no exported cell defines, and unused imports.
         """
         quoted = '"""' + promise.replace("\\", "\\\\").replace('"""', r"\"\"\"")
         head = textwrap.fill(quoted, 100, break_long_words=False, break_on_hyphens=False)
@@ -222,34 +191,26 @@ class _Draft:
         if len(names) > 90:  # several on a line, where the formatter would give each its own
             names = textwrap.indent(textwrap.fill(names[1:-1] + ",", 92), "    ")
             names = f"[\n{names}\n]  # fmt: skip"
-        self.cell, program = self.names.get("main", (0, None))
+        _, program = self.names.get("main", (0, None))
         if isinstance(program, ast.FunctionDef) and "argv" in ast.unparse(program.args):
-            right = re.match(r"(\*, )?argv\b[^,]*=", ast.unparse(program.args))
-            self.need(right, program.lineno, "`main` must run without arguments: `main(argv=None)`")
             self.imports.append("import sys")
             self.body.append('if __name__ == "__main__":\n    sys.exit(main())')
         source = "\n".join(text for text, _, _ in self.exported)
-        for finding in [] if self.refusals else json.loads(_ruff("check", source, *NAME_CHECKS)):
+        for finding in [] if self.refusals else json.loads(_ruff("check", source, *CHECKS)):
             _, self.cell, line = self.exported[finding["location"]["row"] - 1]
             self.need(False, line, f"{finding['message']} in the exported cells")
         parts = [head, ORIGIN.format(self.label), "\n".join(self.imports), f"__all__ = {names}"]
         return "\n\n".join([*parts, *filter(None, self.body)])
 
 
-def _statements(node: ast.AST) -> list[ast.stmt]:
-    """Return a statement; of `if TYPE_CHECKING` and of `try` around imports, what is inside."""
-    if not isinstance(node, ast.ExceptHandler) and not GUARDED_IMPORT.match(ast.unparse(node)):
-        return [node] if isinstance(node, ast.stmt) else []
-    return [inner for child in ast.iter_child_nodes(node) for inner in _statements(child)]
-
-
-def _defined_names(node: ast.stmt) -> list[str]:
-    """Return the names that a statement defines, imported ones not counted."""
+def _public_names(node: ast.stmt) -> list[str]:
+    """Return the names without underscore that a statement defines, imported ones not counted."""
     names = [node.name] if isinstance(node, DEFINITION) else []
     annotated = isinstance(node, ast.AnnAssign) and node.value
     targets = [node.target] if annotated else getattr(node, "targets", [])
     parts = [part for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
-    return names + [part.id for part in parts if isinstance(part.ctx, ast.Store)]
+    names += [part.id for part in parts if isinstance(part.ctx, ast.Store)]
+    return [name for name in names if not name.startswith("_")]
 
 
 def _ruff(command: str, source: str, *options: str) -> str:
@@ -266,7 +227,11 @@ def export_notebook(path: Path | str, root: Path | str = ROOT) -> str:
     not on outputs. Raises ExportError, with every reason, if it cannot become a module.
     """
     path, notebooks = Path(path).resolve(), find_notebooks(Path(root).resolve())
-    _check_name(path, notebooks)
+    taken = [*HAND_WRITTEN, *(topic_of(other) for other in notebooks if other != path)]
+    right = re.fullmatch(r"ch\d\d_[a-z][a-z0-9_]*", path.stem) and topic_of(path) not in taken
+    if path not in notebooks or not right:
+        where = "chNN_<topic>.ipynb in a folder ch* of the course, with a topic of its own"
+        raise ExportError(f"{_label(path)}: is not a notebook {where}")
     draft, sources = _Draft(path, notebooks), _read_sources(path)
     promise = re.search(r"^>[ \t]*(\S.*)", "".join(sources["markdown"][:1]), re.MULTILINE)
     if not promise:
@@ -289,26 +254,18 @@ def write(path: Path, root: Path = ROOT, check: bool = False) -> str:
     Raises ExportError as `export_notebook` does.
     """
     name, text = f"shared/{topic_of(path)}.py", export_notebook(path, root)
-    difference = _difference(root / name, text)
-    if difference and check:
-        print(difference)
+    old = (root / name).read_text("utf-8", errors="replace") if (root / name).is_file() else ""
+    if text == old:
+        return f"{name} is in step"
+    if check:
+        lines = old.split("\n"), text.split("\n")
+        print(*difflib.unified_diff(*lines, name, f"{name}, as exported", lineterm=""), sep="\n")
         raise ExportError(f"{name} is not in step: run `python -m shared.export {_label(path)}`")
-    if difference:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=root / "shared") as folder:
-            whole = Path(folder, "module.py")
-            whole.write_bytes(text.encode())
-            os.replace(whole, root / name)
-    return f"wrote {name}" if difference else f"{name} is in step"
-
-
-def _difference(module: Path, text: str) -> str:
-    """Return what would change in a module if it were `text`, "" if nothing.
-
-    Line endings do not count: git may have changed them.
-    """
-    old = module.read_text("utf-8", errors="replace") if module.is_file() else ""
-    lines, label = (old.split("\n"), text.split("\n")), f"shared/{module.name}"
-    return "\n".join(difflib.unified_diff(*lines, label, f"{label}, as exported", lineterm=""))
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=root / "shared") as folder:
+        whole = Path(folder, "module.py")
+        whole.write_bytes(text.encode())
+        os.replace(whole, root / name)
+    return f"wrote {name}"
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
@@ -326,12 +283,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             print(f"{path.stem}: {write(path, root, arguments.check)}")
         except ExportError as error:
             problems.append(str(error))
-    for path in [] if named else sorted((root / "shared").glob("*.py")):
-        source = GENERATED.search(path.read_text("utf-8", errors="replace"))
-        if source and path.stem not in map(topic_of, notebooks):
-            gone = f"its notebook {source[1]} is gone; delete the module"
-            problems.append(f"shared/{path.name}: {gone}")
-            print(_difference(path, ""))
+    known = {"__init__", *HAND_WRITTEN, *map(topic_of, notebooks)}
+    gone = [] if named else {path.stem for path in (root / "shared").glob("*.py")} - known
+    problems += [f"shared/{topic}.py has no notebook; delete it" for topic in sorted(gone)]
     sys.stderr.writelines(f"{problem}\n" for problem in problems)
     return 1 if problems else 0
 
