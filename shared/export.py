@@ -115,8 +115,8 @@ class _Draft:
         """Sort the lines of the next code cell into imports and body, if the cell is exported."""
         self.cell += 1
         lines = source.split("\n")
-        end = self._check_directives(lines)
-        if not end:
+        n_directives = self._check_directives(lines)
+        if not n_directives:
             return
         try:
             tree = ast.parse(source)
@@ -125,16 +125,19 @@ class _Draft:
             magic = MAGIC.match(text) and f"IPython magic or shell command `{text}`"
             return self.need(False, line, magic or f"syntax error: {error.msg}")
         self.exported += [(text, self.cell, line) for line, text in enumerate(lines, 1)]
-        lines[:end] = [""] * end
+        lines[:n_directives] = [""] * n_directives
         for node in ast.walk(tree):
             if isinstance(node, IMPORT):
                 self._check_import(node)
         for node in tree.body:
-            if isinstance(node, IMPORT):
-                self._move_import(node, lines, end)
+            if isinstance(node, IMPORT):  # goes to the module's imports, its comment with it
+                comment = lines[node.end_lineno - 1][node.end_col_offset :].strip()
+                self.imports.append(f"{ast.unparse(node)}  {comment}")
+                lines[node.lineno - 1 : node.end_lineno] = [""] * (
+                    node.end_lineno - node.lineno + 1
+                )
             else:
                 self._check_statement(node)
-            end = node.end_lineno
         self.body.append("\n".join(lines).strip())
 
     def _check_directives(self, lines: list[str]) -> int:
@@ -158,18 +161,6 @@ class _Draft:
             package, _, topic = module.partition(".")
             right = package != "shared" or topic in self.earlier
             self.need(right, node.lineno, f"`{module}` is not an earlier module of the course")
-
-    def _move_import(self, node: IMPORT, lines: list[str], end: int) -> None:
-        """Move a top-level import from the lines of its cell to the module's.
-
-        Comments behind it and directly above, back to the `end` of what came before, go with it.
-        """
-        start = node.lineno - 1
-        behind = lines[node.end_lineno - 1][node.end_col_offset :].strip()
-        while start > end and lines[start - 1].startswith("#"):
-            start -= 1
-        self.imports += [*lines[start : node.lineno - 1], f"{ast.unparse(node)}  {behind}"]
-        lines[start : node.end_lineno] = [""] * (node.end_lineno - start)
 
     def _check_statement(self, node: ast.stmt) -> None:
         """Note the public names that a top-level statement defines; refuse what acts on import."""

@@ -172,7 +172,6 @@ def test_imports_are_gathered_grouped_and_future_comes_first(root: Path) -> None
         "#| export\nimport torch  # the tensors\nA = torch.e",
         "#| export\n"
         "from __future__ import annotations\n"
-        "# Knows \\p{L}, which `re` does not.\n"
         "import regex\n"
         "from shared.fetch import (\n    fetch,  # a comment inside is dropped\n    verify,\n)\n"
         "import os.path, sys  # two of them\n"
@@ -185,7 +184,6 @@ def test_imports_are_gathered_grouped_and_future_comes_first(root: Path) -> None
         "import os.path  # two of them\n"
         "import sys\n"
         "\n"
-        "# Knows \\p{L}, which `re` does not.\n"
         "import regex\n"
         "import torch  # the tensors\n"
         "\n"
