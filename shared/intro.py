@@ -32,11 +32,10 @@ def check_environment(requirements: Path | None = None) -> list[str]:
     for name, wanted in re.findall(r"^([\w-]+)==(\S+)", requirements.read_text(), re.MULTILINE):
         try:
             found = importlib.metadata.version(name).split("+")[0]  # 2.13.0+cpu counts as 2.13.0
+            if found != wanted:
+                problems.append(f"{name} is {found}, the stored outputs were made with {wanted}.")
         except importlib.metadata.PackageNotFoundError:
             problems.append(f"{name} is missing: run `python -m pip install {name}=={wanted}`.")
-            continue
-        if found != wanted:
-            problems.append(f"{name} is {found}, the stored outputs were made with {wanted}.")
     memory = psutil.virtual_memory()
     free, total = memory.available / 2**30, memory.total / 2**30
     if free < 4:
@@ -55,10 +54,8 @@ def set_seed(seed: int = 123) -> None:
 
 
 def get_device() -> torch.device:
-    """Return the fastest device that PyTorch can use here: CUDA, else Apple's MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """Return the fastest device that PyTorch can use here: a GPU if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 # Okabe-Ito colours, which stay apart for colour-blind readers, and a grey; one meaning each.
@@ -99,8 +96,8 @@ class BigramModel:
             raise ValueError(f"alpha must be at least 0, got {alpha}")
         ids = self._checked(ids, vocab_size)
         pair_number = ids[:-1] * vocab_size + ids[1:]
-        self.counts = torch.bincount(pair_number, minlength=vocab_size**2)
-        self.counts = self.counts.view(vocab_size, vocab_size)  # (V, V)
+        counts = torch.bincount(pair_number, minlength=vocab_size**2)
+        self.counts = counts.view(vocab_size, vocab_size)  # (V, V)
         self.vocab_size, self.alpha = vocab_size, alpha
         return self
 
@@ -115,16 +112,10 @@ class BigramModel:
     def cross_entropy(self, ids) -> float:
         """Return the mean of -log P(next | current) over `ids` (N,), in nats per predicted id."""
         ids = self._checked(ids, self.vocab_size)
-        current, following = ids[:-1], ids[1:]
-        hits = self.counts[current, following].to(torch.float64) + self.alpha
-        seen = self.counts.sum(dim=1)[current].to(torch.float64)
-        total = seen + self.alpha * self.vocab_size
-        return -(hits / total.clamp_min(1e-300)).log().mean().item()
+        return -self.probabilities()[ids[:-1], ids[1:]].log().mean().item()
 
     def sample(self, start: int, n: int, generator: torch.Generator | None = None) -> list[int]:
         """Return `n` ids that continue `start`, each drawn from the row of the one before."""
-        if not 0 <= start < self.vocab_size:
-            raise ValueError(f"start = {start} is outside 0 ... {self.vocab_size - 1}")
         edges = self.probabilities().cumsum(dim=1)  # (V, V)
         ids = [start]
         for number in torch.rand(n, generator=generator, dtype=torch.float64):
@@ -137,12 +128,8 @@ class BigramModel:
     @staticmethod
     def _checked(ids, vocab_size: int) -> torch.Tensor:
         ids = torch.as_tensor(ids)
-        if ids.ndim != 1 or len(ids) < 2:
-            raise ValueError(f"one row of at least 2 ids is needed, got shape {tuple(ids.shape)}")
-        if ids.is_floating_point():
-            raise ValueError(f"ids must be integers, got {ids.dtype}")
-        ids = ids.to(torch.int64)
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(f"ids run from {low} to {high}, outside 0 ... {vocab_size - 1}")
-        return ids
+        if ids.ndim != 1 or len(ids) < 2 or ids.is_floating_point():
+            raise ValueError(f"a row of 2 or more ids is needed, got {ids.dtype} {[*ids.shape]}")
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            raise ValueError(f"ids {ids.min()} to {ids.max()} are outside 0 ... {vocab_size - 1}")
+        return ids.to(torch.int64)
