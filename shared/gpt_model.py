@@ -7,7 +7,7 @@ edit the notebook, not this file.
 
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from shared.attention import KVCache, MultiHeadAttention
 
 __all__ = [
     "LayerNorm", "GELU", "FeedForward", "onednn_is_faster", "USE_ONEDNN", "onednn_product",
-    "OneDNNLinear", "onednn_can", "Linear", "use_fast_linear", "TransformerBlock", "GPTConfig",
-    "check_config", "token_positions", "Decoder", "GPTModel", "initialise", "count_parameters",
-    "GPT_CONFIGS",
+    "OneDNNLinear", "onednn_can", "Linear", "use_fast_linear", "TransformerBlock",
+    "DecoderConfig", "GPTConfig", "token_positions", "Decoder", "GPTModel", "initialise",
+    "count_parameters", "GPT_CONFIGS",
 ]  # fmt: skip
 
 
@@ -91,11 +91,9 @@ class OneDNNLinear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])  # (B T, d_out)
         grad_x = onednn_product(grad, weight.T) if needs_x else None
-        grad_weight, rows = None, grad.reshape(-1, grad.shape[-1])  # (B T, d_out)
-        if needs_weight:
-            columns = x.reshape(-1, x.shape[-1]).T  # (d_in, B T)
-            grad_weight = onednn_product(rows.T, columns)  # (d_out, d_in)
+        grad_weight = onednn_product(rows.T, x.reshape(-1, x.shape[-1]).T) if needs_weight else None
         return grad_x, grad_weight, rows.sum(dim=0) if needs_bias else None
 
 
@@ -149,13 +147,30 @@ class TransformerBlock(nn.Module):
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
+class DecoderConfig:
+    """What the configurations of all models check, and what follows from their numbers.
+
+    Raises ValueError for whole numbers below 1, and for heads that do not divide emb_dim.
+    """
+
+    def __post_init__(self):
+        for name in [field.name for field in fields(self) if field.type is int]:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.emb_dim % self.n_heads:
+            raise ValueError(f"{self.n_heads} heads do not divide emb_dim = {self.emb_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        """The numbers in a head, K = D // H."""
+        return self.emb_dim // self.n_heads
+
+
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(DecoderConfig):
     """What a GPTModel looks like; the defaults have the shape of GPT-2 124M, but no biases for
     queries, keys and values.
-
-    Raises ValueError for sizes below 1, heads that do not divide emb_dim, or a drop_rate outside
-    [0, 1).
     """
 
     vocab_size: int = 50_257
@@ -167,33 +182,10 @@ class GPTConfig:
     qkv_bias: bool = False  # GPT-2 has them
     tie_weights: bool = True  # out_head and tok_emb share one matrix
 
-    def __post_init__(self):
-        check_config(self, "vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
-
-    @property
-    def head_dim(self) -> int:
-        """The numbers in a head, K = D // H."""
-        return self.emb_dim // self.n_heads
-
     @property
     def n_kv_heads(self) -> int:
         """The heads whose keys and values are cached: all of them."""
         return self.n_heads
-
-
-def check_config(config, *sizes: str) -> None:
-    """Raise ValueError unless the named sizes are at least 1 and the heads divide emb_dim.
-
-    A `drop_rate`, where the config has one, must lie in [0, 1).
-    """
-    for name in sizes:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if config.emb_dim % config.n_heads:
-        raise ValueError(f"{config.n_heads} heads do not divide emb_dim = {config.emb_dim}")
-    if not 0 <= getattr(config, "drop_rate", 0) < 1:
-        raise ValueError(f"drop_rate must be in [0, 1), got {config.drop_rate}")
 
 
 def token_positions(
@@ -228,12 +220,10 @@ class Decoder(nn.Module):
     def hidden_states(self, token_ids: torch.Tensor, cache=None, *, pad_left=None) -> torch.Tensor:
         """Return what forward hands to out_head: (B, T, D), after final_norm."""
         n_past = 0 if cache is None else cache.length
-        shape, context = tuple(token_ids.shape), self.config.context_length
-        if len(shape) != 2 or not 1 <= shape[1] <= context - n_past:
-            expected = f"expected (B, T) with 1 to {context} tokens in all"
-            raise ValueError(f"token ids {shape} after {n_past} cached ones: {expected}")
-        if pad_left is not None and pad_left.shape != token_ids.shape[:1]:
-            raise ValueError(f"pad_left {tuple(pad_left.shape)} does not fit {len(token_ids)} rows")
+        most = self.config.context_length
+        if token_ids.ndim != 2 or not 1 <= token_ids.shape[1] <= most - n_past:
+            found = f"token ids {tuple(token_ids.shape)} after {n_past} cached ones"
+            raise ValueError(f"{found}: expected (B, T) with 1 to {most} tokens in all")
         x = self.embed(token_ids, n_past, pad_left)  # (B, T, D)
         for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache.layer(i), pad_left)
@@ -245,13 +235,11 @@ class Decoder(nn.Module):
             self.out_head.weight = self.tok_emb.weight
 
     def new_cache(self, batch_size: int, max_tokens: int) -> KVCache:
-        """Return an empty cache for max_tokens tokens (at most the context) of batch_size rows."""
+        """Return an empty cache for max_tokens tokens of batch_size rows."""
         config, weight = self.config, self.tok_emb.weight
         kind = weight.device.type
         mixed = torch.is_autocast_enabled(kind)  # mixed precision: keys come in another dtype
         dtype = torch.get_autocast_dtype(kind) if mixed else weight.dtype
-        if max_tokens > config.context_length:
-            raise ValueError(f"{max_tokens} tokens exceed the context of {config.context_length}")
         sizes = (config.n_layers, batch_size, config.n_kv_heads, max_tokens, config.head_dim)
         return KVCache(*sizes, dtype=dtype, device=weight.device)
 

@@ -5,7 +5,6 @@ Generated from ch04_gpt_model/ch04_llama_model.ipynb by `python -m shared.export
 edit the notebook, not this file.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.attention import attend, check_input, split_heads
-from shared.gpt_model import Decoder, check_config, initialise, token_positions, use_fast_linear
+from shared.gpt_model import Decoder, DecoderConfig, initialise, token_positions, use_fast_linear
 
 __all__ = [
     "RMSNorm", "Rotary", "halves_to_pairs", "pairs_to_halves", "SwiGLU",
@@ -37,12 +36,9 @@ class Rotary:
     """Rotary position embedding (Su et al., 2021) of pairs of neighbours: (B, H, T, K) -> same.
 
     Pair i, the numbers 2 i and 2 i + 1, is turned by position * base ** (-2 i / K) radians.
-    Raises ValueError for an odd K.
     """
 
     def __init__(self, head_dim: int, context_length: int, base: float = 10_000.0):
-        if head_dim % 2:
-            raise ValueError(f"rotary positions need pairs, but a head has {head_dim} numbers")
         pair = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
         speeds = base ** (-pair / head_dim)  # (K / 2,) radians for each position
         positions = torch.arange(context_length, dtype=torch.float64, device="cpu")
@@ -113,11 +109,11 @@ class GroupedQueryAttention(nn.Module):
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(DecoderConfig):
     """What a LlamaModel looks like; the defaults are SmolLM2-135M.
 
-    Raises ValueError for sizes below 1, heads that do not divide emb_dim, n_kv_heads that do not
-    divide n_heads, an odd head dimension, or a base or eps that is not positive.
+    Raises ValueError, beside that of DecoderConfig, for n_kv_heads that do not divide n_heads, and
+    for an odd head dimension.
     """
 
     vocab_size: int = 49_152
@@ -132,19 +128,11 @@ class LlamaConfig:
     tie_weights: bool = True
 
     def __post_init__(self):
-        sizes = "vocab_size context_length emb_dim n_heads n_kv_heads n_layers hidden_dim"
-        check_config(self, *sizes.split())
+        super().__post_init__()
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"{self.n_kv_heads} kv heads do not divide {self.n_heads} heads")
         if self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head dimension, got {self.head_dim}")
-        if not (0 < self.rope_base < math.inf and 0 < self.norm_eps < math.inf):
-            raise ValueError(f"not positive: base {self.rope_base} or eps {self.norm_eps}")
-
-    @property
-    def head_dim(self) -> int:
-        """The numbers in a head, K = D // H."""
-        return self.emb_dim // self.n_heads
 
 
 SMOLLM2_135M = LlamaConfig()

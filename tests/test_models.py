@@ -551,7 +551,6 @@ def test_bad_input_is_named(config):
         (lambda: model(ids, pad_left=torch.tensor([1])), "pad_left"),
         (lambda: model(ids, model.new_cache(3, 5)), "cache was made for shape"),
         (lambda: model(ids, model.new_cache(2, 4)), "full"),
-        (lambda: model.new_cache(1, 21), "21 tokens exceed the context of 20"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -565,17 +564,11 @@ def test_bad_input_is_named(config):
         (GPT, {"vocab_size": 0}, "vocab_size .* at least 1, got 0"),
         (GPT, {"context_length": -1}, "context_length .* got -1"),
         (GPT, {"n_layers": 2.0}, "n_layers .* got 2.0"),
-        (GPT, {"drop_rate": 1.0}, r"drop_rate .* \[0, 1\), got 1.0"),
-        (GPT, {"drop_rate": -0.1}, "got -0.1"),
-        (GPT, {"drop_rate": float("nan")}, "nan"),
         (LLAMA, {"n_kv_heads": 4}, "4 kv heads do not divide 6"),
         (LLAMA, {"n_heads": 8, "emb_dim": 24}, "even head dimension, got 3"),
         (LLAMA, {"n_heads": 5}, "5 heads do not divide"),
         (LLAMA, {"hidden_dim": 0}, "hidden_dim"),
         (LLAMA, {"n_kv_heads": 0}, "n_kv_heads"),
-        (LLAMA, {"rope_base": 0.0}, "not positive"),
-        (LLAMA, {"rope_base": float("nan")}, "not positive"),
-        (LLAMA, {"norm_eps": 0.0}, "not positive"),
         (GPT, {"n_layers": True}, "n_layers .* got True"),
     ],
 )
