@@ -1,0 +1,131 @@
+"""A way to change every layer of a model by training one weight in a hundred, and an adapter of a
+few megabytes that can be put on and taken off.
+
+Generated from ch06_classification/ch06_lora.ipynb by `python -m shared.export`;
+edit the notebook, not this file.
+"""
+
+import contextlib
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shared.classification import read_trained, save_trained
+
+__all__ = [
+    "LoRALayer", "TARGETS", "lora_layers", "apply_lora", "merge_lora", "save_adapter",
+    "load_adapter", "without_adapter",
+]  # fmt: skip
+
+
+class LoRALayer(nn.Module):
+    """W x + alpha / rank · B A x with a frozen linear layer W: (..., in) -> (..., out).
+
+    A (rank, in) starts as nn.Linear's weights do, B (out, rank) at zero.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        weight = linear.weight
+        if not 1 <= rank <= min(weight.shape):
+            raise ValueError(f"rank must be in 1 ... {min(weight.shape)}, got {rank}")
+        self.linear, self.scale = linear.requires_grad_(False), alpha / rank
+        self.A = nn.Parameter(weight.new_empty(rank, weight.shape[1]))
+        self.B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.on = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return y + self.scale * (x @ self.A.T @ self.B.T) if self.on else y
+
+
+TARGETS = ("W_query", "W_key", "W_value", "out_proj")
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
+    """Return the LoRA layers of a model by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALayer)}
+
+
+def apply_lora(
+    model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: tuple[str, ...] = TARGETS
+) -> nn.Module:
+    """Freeze a model and give an adapter to each linear layer with a target name; return it.
+
+    Raises ValueError if it has adapters already, or no layer of such a name.
+    """
+    if lora_layers(model):
+        raise ValueError("the model has LoRA layers already: merge them first")
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if name in targets and isinstance(child, nn.Linear)
+    ]
+    if not found:
+        raise ValueError(f"the model has no linear layer named {', '.join(targets)}")
+    model.requires_grad_(False)
+    for parent, name, linear in found:
+        setattr(parent, name, LoRALayer(linear, rank, alpha))
+    return model
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Add every adapter to its matrix, and put the plain linear layers back; return the model."""
+    for name, layer in lora_layers(model).items():
+        parent, _, child = name.rpartition(".")
+        layer.linear.weight += layer.scale * layer.B @ layer.A
+        setattr(model.get_submodule(parent), child, layer.linear)
+    return model
+
+
+def save_adapter(model: nn.Module, folder: str | Path) -> None:
+    """Write what is trained of a model with adapters, as safetensors, and their settings.
+
+    Raises ValueError for a model without adapters.
+    """
+    if not (layers := lora_layers(model)):
+        raise ValueError("the model has no adapters to save")
+    first = next(iter(layers.values()))
+    rank, targets = len(first.A), sorted({name.rpartition(".")[2] for name in layers})
+    settings = {"rank": rank, "alpha": first.scale * rank, "targets": targets}
+    save_trained(model, folder, settings)
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Put the adapter that save_adapter wrote on a model, in the place of any other; return it.
+
+    Raises ValueError, and leaves the model as it was, if the adapter belongs to another model.
+    """
+    stored, settings = read_trained(folder)
+    if fresh := not lora_layers(model):
+        apply_lora(model, **settings)
+    ours = dict(model.named_parameters())
+    wrong = [name for name in ours if name.endswith((".A", ".B")) and name not in stored]
+    wrong += [n for n, t in stored.items() if n not in ours or t.shape != ours[n].shape]
+    if wrong:
+        if fresh:
+            merge_lora(model)  # B is zero: this takes the layers out again
+        raise ValueError(f"{folder} is for another model: {len(wrong)} names or shapes differ, "
+                         f"first {sorted(wrong)[0]}")  # fmt: skip
+    model.load_state_dict(stored, strict=False)
+    for layer in lora_layers(model).values():
+        layer.scale = settings["alpha"] / settings["rank"]
+    return model
+
+
+@contextlib.contextmanager
+def without_adapter(model: nn.Module):
+    """Within a `with` block, let the model answer as if it had no adapters."""
+    layers = lora_layers(model).values()
+    for layer in layers:
+        layer.on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.on = True

@@ -1,0 +1,178 @@
+"""Chapter 6: LoRA against the arithmetic, and adapters that are kept and exchanged."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from shared.classification import Classifier
+from shared.gpt_model import GPTConfig, GPTModel, count_parameters
+from shared.llama_model import SMOLLM2_135M, LlamaConfig, LlamaModel
+from shared.lora import (
+    LoRALayer,
+    apply_lora,
+    load_adapter,
+    lora_layers,
+    merge_lora,
+    save_adapter,
+    without_adapter,
+)
+
+MODELS = {
+    "gpt": (GPTModel, GPTConfig(300, 40, emb_dim=16, n_heads=2, n_layers=3, qkv_bias=True)),
+    "llama": (LlamaModel, LlamaConfig(300, 40, 16, 2, 1, 3, hidden_dim=24)),
+}
+each_model = pytest.mark.parametrize("kind", MODELS)
+IDS = torch.arange(24).view(2, 12)
+
+
+def build(kind: str, seed: int = 0, **changes):
+    torch.manual_seed(seed)
+    model_class, config = MODELS[kind]
+    return model_class(config).eval()
+
+
+def shaken(model, seed: int = 1):
+    """Give every B of a model's adapters random values."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.B.normal_(std=0.3)
+    return model
+
+
+def test_a_layer_is_the_sum_of_two_products():
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 4)
+    layer, x = LoRALayer(linear, rank=2, alpha=3), torch.randn(5, 7, 6)
+    assert torch.equal(layer(x), linear(x)) and not layer.linear.weight.requires_grad
+    assert layer.A.shape == (2, 6) and layer.B.shape == (4, 2) and layer.A.abs().sum() > 0
+    nn.init.normal_(layer.B)
+    whole = linear.weight + 1.5 * layer.B @ layer.A
+    torch.testing.assert_close(layer(x), F.linear(x, whole, linear.bias), atol=1e-5, rtol=1e-5)
+    layer.on = False
+    assert torch.equal(layer(x), linear(x))
+
+
+@pytest.mark.parametrize("rank", [0, -1, 5])
+def test_a_rank_has_limits(rank):
+    with pytest.raises(ValueError, match=r"rank must be in 1 \.\.\. 4"):
+        LoRALayer(nn.Linear(6, 4), rank, 1)
+
+
+@each_model
+def test_a_model_is_unchanged_at_first_and_trains_only_adapters(kind):
+    model = build(kind)
+    before = model(IDS).detach()
+    weights = {name: p.clone() for name, p in model.named_parameters()}
+    assert apply_lora(model, rank=3) is model
+    assert torch.equal(model(IDS), before)
+    assert len(lora_layers(model)) == 4 * 3
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.rpartition(".")[2] for name in trained} == {"A", "B"} and len(trained) == 24
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(IDS).logsumexp(-1).mean().backward()
+        optimizer.step()
+    assert not torch.allclose(model(IDS), before, atol=1e-4)
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            assert torch.equal(p, weights[name.replace(".linear.", ".")]), name
+    with without_adapter(model):
+        assert torch.equal(model(IDS), before)
+    assert not torch.allclose(model(IDS), before, atol=1e-4)
+
+
+def test_adapters_come_back_after_an_error():
+    model = shaken(apply_lora(build("gpt")))
+    with pytest.raises(KeyError), without_adapter(model):
+        raise KeyError
+    assert all(layer.on for layer in lora_layers(model).values())
+
+
+@each_model
+def test_merged_equals_unmerged(kind):
+    model = shaken(apply_lora(build(kind), rank=4, alpha=6))
+    with torch.no_grad():
+        before = model(IDS)
+        names = set(build(kind).state_dict())
+        merged = merge_lora(copy.deepcopy(model))
+        torch.testing.assert_close(merged(IDS), before, atol=1e-4, rtol=0)
+    assert set(merged.state_dict()) == names and not lora_layers(merged)
+    cache = merged.new_cache(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(IDS, cache), before, atol=1e-4, rtol=0)
+
+
+def test_other_targets_and_shares():
+    model = build("llama")
+    apply_lora(model, targets=("gate", "W_value"))
+    assert {n.rpartition(".")[2] for n in lora_layers(model)} == {"gate", "W_value"}
+    with pytest.raises(ValueError, match="already"):
+        apply_lora(model)
+    with pytest.raises(ValueError, match="no linear layer named W_quer"):
+        apply_lora(build("llama"), targets=("W_quer",))
+
+
+def test_rank_8_trains_under_two_percent_of_smollm2():
+    with torch.device("meta"):
+        classifier = Classifier(LlamaModel(SMOLLM2_135M), n_trained=30)
+        apply_lora(classifier, rank=8)
+    classifier.model.out_head.requires_grad_(True)
+    share = count_parameters(classifier, trainable=True) / count_parameters(classifier)
+    assert 0.005 < share < 0.02
+
+
+@each_model
+def test_adapters_are_kept_and_exchanged(kind, tmp_path):
+    model = apply_lora(build(kind), rank=2, alpha=5)
+    with torch.no_grad():
+        plain, outputs = model(IDS), []
+        for n in (1, 2):
+            save_adapter(shaken(model, n), tmp_path / str(n))
+            outputs.append(model(IDS))
+        assert torch.equal(load_adapter(model, tmp_path / "1")(IDS), outputs[0])
+        assert torch.equal(load_adapter(model, tmp_path / "2")(IDS), outputs[1])
+        fresh = load_adapter(build(kind), tmp_path / "2")  # gets its layers from the settings
+        assert torch.equal(fresh(IDS), outputs[1]) and not torch.equal(outputs[1], plain)
+        other_alpha = load_adapter(apply_lora(build(kind), rank=2, alpha=1), tmp_path / "1")
+        assert torch.equal(other_alpha(IDS), outputs[0])
+    assert not (fresh.tok_emb.weight.requires_grad)
+    size = sum(file.stat().st_size for file in (tmp_path / "1").iterdir())
+    assert size < 4 * count_parameters(fresh)
+
+
+def test_a_classifier_keeps_its_head_with_the_adapter(tmp_path):
+    classifier = Classifier(build("llama"), n_trained=3)
+    apply_lora(classifier)
+    classifier.model.out_head.requires_grad_(True)
+    save_adapter(shaken(classifier), tmp_path / "a")
+    lengths = torch.tensor([12, 7])
+    again = load_adapter(Classifier(build("llama"), n_trained=3), tmp_path / "a")
+    with torch.no_grad():
+        assert torch.equal(again(IDS, lengths), classifier(IDS, lengths))
+
+
+def test_an_adapter_for_another_model(tmp_path):
+    save_adapter(shaken(apply_lora(build("gpt"))), tmp_path / "gpt")
+    save_adapter(shaken(apply_lora(build("llama"), rank=2)), tmp_path / "two")
+    small = LlamaModel(LlamaConfig(300, 40, 16, 2, 1, 2, hidden_dim=24)).eval()
+    more = LlamaModel(LlamaConfig(300, 40, 16, 2, 1, 4, hidden_dim=24)).eval()
+    adapted = shaken(apply_lora(build("llama"), rank=4), 5)
+    for model, folder in ((build("llama"), "gpt"), (small, "two"), (more, "two"), (adapted, "two")):
+        with torch.no_grad():
+            before, n_layers = model(IDS), len(lora_layers(model))
+            with pytest.raises(ValueError, match="is for another model: [0-9]+ names or shapes"):
+                load_adapter(model, tmp_path / folder)
+            assert torch.equal(model(IDS), before) and len(lora_layers(model)) == n_layers
+
+
+def test_an_adapter_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_adapter(build("gpt"), tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no adapters"):
+        save_adapter(build("gpt"), tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
