@@ -1,4 +1,4 @@
-"""Chapter 3: every version of attention against the one below it and against PyTorch's own."""
+"""Chapter 3: the attention layer against its definition and against PyTorch's own."""
 
 import matplotlib.pyplot as plt
 import pytest

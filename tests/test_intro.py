@@ -1,4 +1,4 @@
-"""Chapter 1: the counted model against counting by hand, the rule bot, the helpers."""
+"""Chapter 1: the counted model against counting by hand, the helpers."""
 
 import math
 import random
