@@ -208,7 +208,10 @@ def _ruff(command: str, source: str, *options: str) -> str:
     """Pass Python source through ruff and return what it prints."""
     command_line = [sys.executable, "-m", "ruff", command, *RUFF_OPTIONS, *options, "-"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("RUFF_")}
-    return subprocess.check_output(command_line, input=source.encode(), env=env).decode()
+    result = subprocess.run(command_line, input=source.encode(), capture_output=True, env=env)
+    if result.returncode:
+        raise RuntimeError(f"ruff {command} failed: {result.stderr.decode(errors='replace')}")
+    return result.stdout.decode()
 
 
 def export_notebook(path: Path | str, root: Path | str = ROOT) -> str:
