@@ -1,4 +1,4 @@
-"""Train the Tiny Tales GPT that later notebooks use, and write it to tiny_tales_gpt/.
+"""Train the Tiny Tales GPT of the next notebook and of chapter 6, and write it to tiny_tales_gpt/.
 
     python ch05_pretraining/tiny_tales_gpt.py
 
