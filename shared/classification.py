@@ -169,10 +169,8 @@ def train_classifier(
     (states, labels), history, best = train, [], math.inf
     weights = [p for p in classifier.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=0.1, fused=True)
-    generator, n_steps = (
-        torch.Generator().manual_seed(seed),
-        epochs * math.ceil(len(states) / batch_size),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    n_steps = epochs * math.ceil(len(states) / batch_size)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, n_steps)
     bar = tqdm(total=n_steps, file=sys.stdout)
     for _ in range(epochs):

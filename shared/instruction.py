@@ -26,11 +26,21 @@ from shared.pretraining import IGNORE, TrainConfig, generate, train_model
 from shared.text_data import Tokenizer
 
 __all__ = [
-    "load_instructions", "alpaca_prompt", "chatml_prompt", "TEMPLATES", "end_token",
-    "prompt_ids", "encode_entries", "collate", "is_exact", "answer_all", "length_batches",
-    "tune", "answer_log_probs", "likelihoods", "RUBRIC", "read_score", "make_judge",
-    "ask_judge", "main",
+    "read_entries", "load_instructions", "alpaca_prompt", "chatml_prompt", "TEMPLATES",
+    "end_token", "prompt_ids", "encode_entries", "collate", "is_exact", "answer_all",
+    "length_batches", "tune", "answer_log_probs", "likelihoods", "RUBRIC", "read_score",
+    "make_judge", "ask_judge", "main",
 ]  # fmt: skip
+
+
+def read_entries(path: str | Path, fields: tuple[str, ...]) -> list[dict]:
+    """Return the entries of a JSON file. Raises ValueError if one lacks a text for a field."""
+    entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    for n, entry in enumerate(entries):
+        for field in fields:
+            if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
+                raise ValueError(f"{path}: entry {n} has no text as its {field}: {str(entry)[:60]}")
+    return entries
 
 
 def load_instructions(path: str | Path | None = None) -> list[dict]:
@@ -39,12 +49,8 @@ def load_instructions(path: str | Path | None = None) -> list[dict]:
     Without a path, the course's own, which also have kind, split and maybe accepted (answers) and
     near_miss (a wrong answer). Raises ValueError for an entry without instruction or output.
     """
-    path = Path(path or COURSE / "ch07_instruction" / "instructions.json")
-    entries = json.loads(path.read_text(encoding="utf-8"))
-    for n, entry in enumerate(entries):
-        for field in ("instruction", "output"):
-            if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
-                raise ValueError(f"{path}: entry {n} has no text as its {field}: {str(entry)[:60]}")
+    path = path or COURSE / "ch07_instruction" / "instructions.json"
+    entries = read_entries(path, ("instruction", "output"))
     return [{"input": ""} | entry for entry in entries]
 
 
@@ -183,7 +189,7 @@ def tune(
     model: nn.Module,
     batches: list[tuple[torch.Tensor, torch.Tensor]],
     *,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 1e-3,
     folder: str | Path | None = None,
     save_every: int = 20,
     **options,
@@ -208,8 +214,10 @@ def answer_log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probability (B,) and number of tokens (B,) of each row's targets but IGNORE.
 
-    The output head, the largest product of all, is computed at those positions only.
+    The output head, the largest product of all, is computed at those positions only. The batch
+    may lie on another device than the model.
     """
+    inputs, targets = (t.to(model.tok_emb.weight.device) for t in (inputs, targets))
     counts = targets != IGNORE
     logits = model.out_head(model.hidden_states(inputs)[counts])  # (N, V)
     losses = F.cross_entropy(logits, targets[counts], reduction="none")
@@ -226,7 +234,7 @@ def likelihoods(
     parts = []
     for start in range(0, len(examples), 16):
         batch = collate(examples[start : start + 16], end_token(tokenizer))
-        total, count = answer_log_probs(model, *(t.to(model.tok_emb.weight.device) for t in batch))
+        total, count = answer_log_probs(model, *batch)
         parts.append(total / count)
     return torch.cat(parts)
 

@@ -5,7 +5,6 @@ Generated from ch07_instruction/ch07_preference.ipynb by `python -m shared.expor
 edit the notebook, not this file.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.fetch import COURSE
-from shared.instruction import answer_log_probs, collate, encode_entries
+from shared.instruction import answer_log_probs, collate, encode_entries, read_entries
 from shared.text_data import Tokenizer
 
 __all__ = ["load_preferences", "encode_pairs", "pair_log_probs", "dpo_loss"]
@@ -24,13 +23,8 @@ def load_preferences(path: str | Path | None = None) -> list[dict]:
 
     Raises ValueError for a pair that lacks one of them.
     """
-    path = Path(path or COURSE / "ch07_instruction" / "preferences.json")
-    pairs = json.loads(path.read_text(encoding="utf-8"))
-    for n, pair in enumerate(pairs):
-        for field in ("prompt", "chosen", "rejected"):
-            if not isinstance(pair, dict) or not isinstance(pair.get(field), str):
-                raise ValueError(f"{path}: pair {n} has no text as its {field}: {str(pair)[:60]}")
-    return pairs
+    path = path or COURSE / "ch07_instruction" / "preferences.json"
+    return read_entries(path, ("prompt", "chosen", "rejected"))
 
 
 def encode_pairs(
@@ -53,7 +47,7 @@ def pair_log_probs(
     """Return log-probabilities and numbers of tokens, each (2, B): of the chosen, the rejected."""
     chosen, rejected = zip(*examples, strict=True)
     batch = collate([*chosen, *rejected], pad_id)
-    log_probs, counts = answer_log_probs(model, *(t.to(model.tok_emb.weight.device) for t in batch))
+    log_probs, counts = answer_log_probs(model, *batch)
     return log_probs.view(2, -1), counts.view(2, -1)
 
 

@@ -1,4 +1,4 @@
-"""A byte-pair encoder that gives exactly GPT-2's token IDs, and the data loader that turns a text
+"""A byte-pair encoder that gives exactly GPT-2's token ids, and the data loader that turns a text
 into batches of vectors for a transformer.
 
 Generated from ch02_text_data/ch02_text_data.ipynb by `python -m shared.export`;
