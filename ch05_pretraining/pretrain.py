@@ -50,7 +50,7 @@ from shared.text_data import END_OF_TEXT, BPETokenizer
 from shared.tiny_tales import tales
 
 SMALL = GPTConfig(4096, 256, emb_dim=256, n_heads=4, n_layers=6)
-SIZES = {"small": SMALL} | {name: GPT_CONFIGS[name] for name in ("124M", "355M", "774M", "1558M")}
+SIZES = {"small": SMALL} | GPT_CONFIGS
 CHUNK = 1 << 20  # bytes read at a time
 
 
@@ -97,8 +97,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--config",
         choices=SIZES,
         default="small",
-        help="size of the model: small has 6 layers, 5M parameters, a context of 256 and 4,096 "
-        "tokens; the others are GPT-2's sizes",
+        help="size of the model: small has 6 layers, 6M parameters, a context of 256 and 4,096 "
+        "tokens; mini is chapter 4's, the others are GPT-2's sizes",
     )
     add("--vocab-size", type=int, default=argparse.SUPPRESS, help="tokens to learn from the "
         "text, if not as many as the size has; 50,257 stands for GPT-2's own")  # fmt: skip

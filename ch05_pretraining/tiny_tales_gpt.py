@@ -35,7 +35,7 @@ class TaleData:
         return story_batch([tale.text for tale in some], self.tokenizer, CONTEXT)
 
     def __call__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return training batch i: eight tales that no other batch has."""
+        """Return training batch i: eight tales from a seed of its own."""
         return self.batch(tales(1000 + i, 8))
 
 
