@@ -36,12 +36,10 @@ class OtherReading(Classifier):
     def upper(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         for block in self.model.blocks[self.n_frozen :]:
             x = block(x)
-        if self.reading == "mean of tokens":
-            real = torch.arange(x.shape[1]) < lengths[:, None]  # (B, T)
-            vector = (x * real[..., None]).sum(dim=1) / lengths[:, None]
-        else:
-            vector = x[:, 0]
-        return self.model.out_head(self.model.final_norm(vector))
+        x = self.model.final_norm(x)
+        real = torch.arange(x.shape[1]) < lengths[:, None]  # (B, T)
+        mean = (x * real[..., None]).sum(dim=1) / lengths[:, None]
+        return self.model.out_head(mean if self.reading == "mean of tokens" else x[:, 0])
 
 
 def random_model() -> LlamaModel:

@@ -42,7 +42,8 @@ def main() -> None:
         apply_lora(classifier, rank=rank)
         model.out_head.requires_grad_(True)
         trained = count_parameters(classifier, trainable=True)
-        train_classifier(classifier, train, val, epochs=3, learning_rate=1e-3, forward=from_ids)
+        settings = {"epochs": 3, "learning_rate": 3e-4, "batch_size": 4, "forward": from_ids}
+        train_classifier(classifier, train, val, **settings)
         accuracy = measure(classifier, test, from_ids)["accuracy"]
         rows.append([rank, trained, f"{accuracy:.1%}"])
         print(*rows[-1], flush=True)

@@ -39,8 +39,8 @@ def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.Data
 
     Without a path, the course's own; "sms-spam" downloads the SMS Spam Collection of the UCI
     repository. A file is tab-separated; without a header it has label and text. Where there is no
-    split, both labels are cut down to equal numbers and split 70/10/20 into train, validation and
-    test, at random with `seed`.
+    split, copies are dropped, both labels are cut down to equal numbers and split 70/10/20 into
+    train, validation and test, at random with `seed`.
 
     Raises ValueError for missing columns, an unknown label, or a label without messages, and as
     fetch does.
@@ -58,18 +58,17 @@ def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.Data
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}")
     if unknown := set(table["label"]) - set(LABELS):
         raise ValueError(f"{path} has unknown labels: {', '.join(sorted(unknown))}")
-    counts = {label: int((table["label"] == label).sum()) for label in LABELS}
-    if empty := [label for label, count in counts.items() if not count]:
-        raise ValueError(f"{path} has no messages with the label {empty[0]}")
+    if empty := set(LABELS) - set(table["label"]):
+        raise ValueError(f"{path} has no messages with the label {min(empty)}")
     if "split" in table.columns:
         return table
-    smallest, parts = min(counts.values()), []
-    for label in LABELS:
-        part = table[table["label"] == label].sample(smallest, random_state=seed)
-        n_train, n_val = int(0.7 * smallest), int(0.1 * smallest)
-        splits = ["train"] * n_train + ["validation"] * n_val
-        parts.append(part.assign(split=splits + ["test"] * (smallest - len(splits))))
-    return pd.concat(parts).sample(frac=1, random_state=seed).reset_index(drop=True)
+    table = table.drop_duplicates("text")  # else copies would stand in both train and test
+    smallest = int(table["label"].value_counts().min())
+    splits = ["train"] * int(0.7 * smallest) + ["validation"] * int(0.1 * smallest)
+    splits += ["test"] * (smallest - len(splits))
+    table = table.groupby("label").sample(smallest, random_state=seed)  # first all ham, then spam
+    table = table.assign(split=2 * splits)
+    return table.sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
 def encode_messages(texts, tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
@@ -105,7 +104,7 @@ class Classifier(nn.Module):
     def lower(self, ids: torch.Tensor) -> torch.Tensor:
         """Return what the frozen part makes of ids (B, T): (B, T, D)."""
         with torch.no_grad():
-            x = self.model.embed(ids)
+            x = self.model.embed(ids.to(self.model.tok_emb.weight.device))
             for block in self.model.blocks[: self.n_frozen]:
                 x = block(x)
         return x
@@ -144,8 +143,7 @@ def logits_of(classifier: Classifier, states: list[torch.Tensor]) -> torch.Tenso
 def measure(classifier, data: tuple, forward=logits_of) -> dict[str, float]:
     """Return cross-entropy and accuracy on (states, labels)."""
     states, labels = data
-    groups = [states[start : start + 64] for start in range(0, len(states), 64)]
-    logits = torch.cat([forward(classifier, group) for group in groups])
+    logits = torch.cat([forward(classifier, states[i : i + 64]) for i in range(0, len(states), 64)])
     right = (logits.argmax(dim=-1) == labels).float().mean().item()
     return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": right}
 
@@ -167,7 +165,7 @@ def train_classifier(
     train_loss, val_loss, val_accuracy.
     """
     (states, labels), history, best = train, [], math.inf
-    weights = [p for p in classifier.parameters() if p.requires_grad]
+    weights = kept = [p for p in classifier.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=0.1, fused=True)
     generator = torch.Generator().manual_seed(seed)
     n_steps = epochs * math.ceil(len(states) / batch_size)
@@ -187,9 +185,8 @@ def train_classifier(
         on_val = measure(classifier, val, forward)
         if on_val["loss"] < best:
             best, kept = on_val["loss"], [p.detach().clone() for p in weights]
-        mean = sum(losses) / len(losses)
-        record = {"train_loss": mean} | {f"val_{key}": value for key, value in on_val.items()}
-        history.append(record)
+        history.append({"train_loss": sum(losses) / len(losses)})
+        history[-1] |= {f"val_{key}": value for key, value in on_val.items()}
     bar.close()
     with torch.no_grad():
         for weight, value in zip(weights, kept, strict=True):
@@ -199,11 +196,9 @@ def train_classifier(
 
 def compared(ours: torch.Tensor, theirs: torch.Tensor) -> str:
     """Return the paired difference of two accuracies (both bool, (N,)) with a 95 % interval."""
-    difference = ours.float() - theirs.float()  # -1, 0 or 1 for each message
-    half = 1.96 * difference.std().item() / math.sqrt(len(difference))
-    middle = difference.mean().item()
-    low, mean, high = (100 * x for x in (middle - half, middle, middle + half))
-    return f"{mean:+.1f} points, between {low:+.1f} and {high:+.1f}"
+    points = 100 * (ours.float() - theirs.float())  # -100, 0 or 100 for each message
+    mean, half = points.mean().item(), 1.96 * points.std().item() / math.sqrt(len(points))
+    return f"{mean:+.1f} points, between {mean - half:+.1f} and {mean + half:+.1f}"
 
 
 def classify(classifier: Classifier, tokenizer: Tokenizer, text: str) -> tuple[str, float]:

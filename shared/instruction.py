@@ -21,7 +21,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from shared.fetch import COURSE
 from shared.lora import load_adapter, save_adapter
-from shared.pretrained_weights import Conversation, chat_prompt, load_pretrained, tokenizer_for
+from shared.pretrained_weights import (
+    Conversation,
+    chat_prompt,
+    fill_frame,
+    load_pretrained,
+    tokenizer_for,
+)
 from shared.pretraining import IGNORE, TrainConfig, generate, train_model
 from shared.text_data import Tokenizer
 
@@ -88,11 +94,7 @@ def prompt_ids(entry: dict, tokenizer: Tokenizer, template: str = "chatml") -> l
     if template not in TEMPLATES:
         raise ValueError(f"there is no template {template!r}, only {', '.join(TEMPLATES)}")
     words = [entry["instruction"], entry["input"]] if entry["input"] else [entry["instruction"]]
-    first, *rest = TEMPLATES[template](*["\0"] * len(words)).split("\0")
-    ids = tokenizer.encode(first, allowed_special="all")
-    for text, after in zip(words, rest, strict=True):
-        ids += tokenizer.encode_ordinary(text) + tokenizer.encode(after, allowed_special="all")
-    return ids
+    return fill_frame(TEMPLATES[template](*["\0"] * len(words)), words, tokenizer)
 
 
 def encode_entries(
@@ -136,8 +138,8 @@ def is_exact(answer: str, entry: dict) -> bool:
     if entry.get("kind") == "punctuation":
         return answer.strip() in entry["accepted"]
 
-    def plain(text: str) -> str:
-        return " ".join(text.casefold().split()).rstrip(".")
+    def plain(text: str) -> list[list[str]]:
+        return [line.split() for line in text.casefold().strip().rstrip(".").splitlines()]
 
     return plain(answer) in map(plain, entry["accepted"])
 
@@ -258,8 +260,8 @@ def read_score(text: str | None) -> int | None:
     """
     for form in (r"score(?: is| of)?[\s:=*_]*N", r"N\s*(?:/|out of)\s*10\b", r"^[\s*]*N[\s*.]*$"):
         pattern = form.replace("N", r"(-?\d+(?:\.\d+)?)")
-        if found := re.search(pattern, text or "", re.IGNORECASE):
-            points = float(found[1])
+        if found := re.findall(pattern, text or "", re.IGNORECASE):
+            points = float(found[-1])  # a judge that thinks aloud decides at the end
             return round(points) if 0 <= points <= 10 else None
     return None
 

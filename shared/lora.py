@@ -60,7 +60,7 @@ def apply_lora(
     if lora_layers(model):
         raise ValueError("the model has LoRA layers already: merge them first")
     found = [
-        (parent, name, child)
+        (parent, name, LoRALayer(child, rank, alpha))
         for parent in model.modules()
         for name, child in parent.named_children()
         if name in targets and isinstance(child, nn.Linear)
@@ -68,8 +68,8 @@ def apply_lora(
     if not found:
         raise ValueError(f"the model has no linear layer named {', '.join(targets)}")
     model.requires_grad_(False)
-    for parent, name, linear in found:
-        setattr(parent, name, LoRALayer(linear, rank, alpha))
+    for parent, name, layer in found:
+        setattr(parent, name, layer)
     return model
 
 
@@ -99,7 +99,8 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put the adapter that save_adapter wrote on a model, in the place of any other; return it.
 
-    Raises ValueError, and leaves the model as it was, if the adapter belongs to another model.
+    What it holds can be trained on, all else is frozen. Raises ValueError if it belongs to another
+    model, whose layers then stay as they were.
     """
     stored, settings = read_trained(folder)
     if fresh := not lora_layers(model):
@@ -113,6 +114,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         raise ValueError(f"{folder} is for another model: {len(wrong)} names or shapes differ, "
                          f"first {sorted(wrong)[0]}")  # fmt: skip
     model.load_state_dict(stored, strict=False)
+    for name in stored:  # also a head that was trained with the adapter
+        ours[name].requires_grad_()
     for layer in lora_layers(model).values():
         layer.scale = settings["alpha"] / settings["rank"]
     return model

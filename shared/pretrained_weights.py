@@ -29,9 +29,9 @@ from shared.text_data import END_OF_TEXT, BPETokenizer, Tokenizer
 __all__ = [
     "GGUF_NAMES", "rename", "open_gguf", "gguf_config", "gguf_weights", "model_with",
     "load_gguf", "SMOLLM2_PATTERN", "PretrainedTokenizer", "load_gguf_tokenizer",
-    "SMOLLM2_SYSTEM", "chat_prompt", "Conversation", "GPT2_NAMES", "QKV", "from_gpt2",
-    "load_gpt2", "load_pretrained", "tokenizer_for", "LLAMA_NAMES", "to_gpt2", "to_llama",
-    "transformers_config", "tokenizers_json", "CHATML", "save_for_transformers",
+    "SMOLLM2_SYSTEM", "chat_prompt", "fill_frame", "Conversation", "GPT2_NAMES", "QKV",
+    "from_gpt2", "load_gpt2", "load_pretrained", "tokenizer_for", "LLAMA_NAMES", "to_gpt2",
+    "to_llama", "transformers_config", "tokenizers_json", "CHATML", "save_for_transformers",
 ]  # fmt: skip
 
 GGUF_NAMES = {
@@ -176,6 +176,18 @@ def chat_prompt(messages: list[dict[str, str]], system: str = SMOLLM2_SYSTEM) ->
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
+def fill_frame(frame: str, texts: list[str], tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a frame with a text in the place of each null character.
+
+    Special tokens count in the frame only; what looks like one in a text is plain text.
+    """
+    first, *rest = frame.split("\0")
+    ids = tokenizer.encode(first, allowed_special="all")
+    for text, after in zip(texts, rest, strict=True):
+        ids += tokenizer.encode_ordinary(text) + tokenizer.encode(after, allowed_special="all")
+    return ids
+
+
 class Conversation:
     """A conversation with a chat model; `messages` holds all turns."""
 
@@ -186,17 +198,10 @@ class Conversation:
             raise ValueError("this model's tokenizer has no <|im_start|>: it is no chat model")
 
     def ids(self, *more: dict[str, str]) -> list[int]:
-        """Return the prompt's ids, after `more` messages.
-
-        What looks like a special token in a content is plain text.
-        """
+        """Return the prompt's ids, after `more` messages; special tokens in them are plain text."""
         messages = [*self.messages, *more]
-        frame = chat_prompt([message | {"content": "\0"} for message in messages]).split("\0")
-        ids = self.tokenizer.encode(frame[0], allowed_special="all")
-        for message, after in zip(messages, frame[1:], strict=True):
-            ids += self.tokenizer.encode_ordinary(message["content"])
-            ids += self.tokenizer.encode(after, allowed_special="all")
-        return ids
+        frame = chat_prompt([message | {"content": "\0"} for message in messages])
+        return fill_frame(frame, [message["content"] for message in messages], self.tokenizer)
 
     def reply(self, text: str, max_new_tokens: int = 200, write=lambda _: None, **sampling) -> str:
         """Say something, and return the answer; a function `write` gets it in pieces as it comes.

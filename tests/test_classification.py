@@ -2,7 +2,6 @@
 
 import warnings
 
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from shared.classification import (
     LABELS,
     Classifier,
     classify,
+    compared,
     encode_messages,
     frozen_states,
     load_classifier,
@@ -65,7 +65,7 @@ def write(path, lines: list[str]):
 
 def test_a_collection_without_splits_is_balanced(tmp_path):
     lines = [f'ham\tmessage "{n} with a quote' for n in range(70)]
-    lines += [f"spam\twin {n}" for n in range(30)]
+    lines += [f"spam\twin {n}" for n in range(30)] + ["spam\twin 0"] * 9  # copies are dropped
     path = write(tmp_path / "all", lines)
     table = load_messages(path)
     counts = table.groupby(["split", "label"]).size().to_dict()
@@ -76,7 +76,8 @@ def test_a_collection_without_splits_is_balanced(tmp_path):
 
 
 def test_the_public_collection_is_fetched_on_request(tmp_path, monkeypatch):
-    path = write(tmp_path / "SMSSpamCollection", ["ham\thello", "spam\twin"] * 10)
+    lines = [f"{label}\t{label} {n}" for label in LABELS for n in range(10)]
+    path = write(tmp_path / "SMSSpamCollection", lines)
     monkeypatch.setattr(classification, "fetch", {"texts/SMSSpamCollection": path}.__getitem__)
     assert len(load_messages("sms-spam")) == 20
     assert not fetch.ARTIFACTS["texts/SMSSpamCollection"].default
@@ -170,6 +171,9 @@ def test_training_learns_and_keeps_the_best_epoch():
 
 def test_a_classifier_comes_back(tmp_path, monkeypatch):
     classifier = build(GPT)
+    with torch.no_grad():
+        for p in classifier.parameters():
+            p += p.requires_grad * 0.1 * torch.randn_like(p)  # as if it had been trained
     torch.manual_seed(0)
     save_model(GPTModel(GPT), tmp_path / "base")
     save_classifier(classifier, str(tmp_path / "base"), tmp_path / "filter")
@@ -180,4 +184,8 @@ def test_a_classifier_comes_back(tmp_path, monkeypatch):
     assert first == second and first[0] in LABELS and 0.5 <= first[1] <= 1
     with pytest.warns(UserWarning, match="cut to 40 tokens"):
         classify(again, TOKENIZER, "win " * 100)
-    assert classification.LABELS == ("ham", "spam") and isinstance(load_messages(), pd.DataFrame)
+
+
+def test_paired_difference():
+    ours, theirs = torch.tensor([1, 1, 0, 1]).bool(), torch.tensor([0, 1, 0, 1]).bool()
+    assert compared(ours, theirs) == "+25.0 points, between -24.0 and +74.0"

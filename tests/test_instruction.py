@@ -137,11 +137,12 @@ def test_collate_by_hand():
 
 
 def test_masked_positions_have_no_gradient():
-    batch = collate(encode_entries([ENTRY, ENTRY | {"input": ""}], TOKENIZER, 400), 0)
+    examples = encode_entries([ENTRY, ENTRY | {"input": ""}], TOKENIZER, 400)
+    batch = collate(examples, 0)
     logits = build()(batch[0]).detach().requires_grad_()
     F.cross_entropy(logits.flatten(0, 1), batch[1].flatten(), ignore_index=IGNORE).backward()
-    nothing = logits.grad.abs().sum(dim=-1) == 0
-    assert torch.equal(nothing, batch[1] == IGNORE) and nothing.any() and not nothing.all()
+    for row, (prompt, answer) in zip(logits.grad.abs().sum(dim=-1), examples, strict=True):
+        assert row.nonzero()[:, 0].tolist() == [len(prompt) - 1 + n for n in range(len(answer))]
 
 
 def test_length_batches():
@@ -228,6 +229,7 @@ def test_exact_match():
         assert is_exact(answer, entry), answer
     for answer in ("", ".", "mouse", "mice and men", "The plural is mice.", "mi ce"):
         assert not is_exact(answer, entry), answer
+    assert not is_exact("- a - b", {"kind": "bullet_list", "accepted": ["- a\n- b"]})
     strict = {"kind": "punctuation", "accepted": ["Who is there?"]}
     assert is_exact("Who is there?\n", strict)
     assert not is_exact("who is there?", strict) and not is_exact("Who is there?.", strict)
@@ -269,6 +271,7 @@ def test_log_probabilities_of_answers():
         ("", None), (None, None), ("I cannot grade this.", None), ("Score: 11", None),
         ("Score: -2", None), ("100", None), ("It is 90% right", None), ("ten", None),
         ("Score: " + "9" * 400, None), ("GPT4 says: Score: 2", 2),
+        ("A score of 10 needs the right form, which is missing. Score: 3", 3),
     ],
 )  # fmt: skip
 def test_scores_are_read(text, score):

@@ -81,7 +81,7 @@ def test_files(tmp_path):
     assert load_preferences(path) == PAIRS
     for wrong in ({"prompt": "x", "chosen": "y"}, {**PAIRS[0], "rejected": None}, "x"):
         path.write_text(json.dumps([PAIRS[0], wrong]))
-        with pytest.raises(ValueError, match="pair 1 has no text as its"):
+        with pytest.raises(ValueError, match="entry 1 has no text as its"):
             load_preferences(path)
     with pytest.raises(ValueError, match="more than the context of 20"):
         encode_pairs(PAIRS, TOKENIZER, 20)
