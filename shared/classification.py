@@ -42,8 +42,8 @@ def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.Data
     split, copies are dropped, both labels are cut down to equal numbers and split 70/10/20 into
     train, validation and test, at random with `seed`.
 
-    Raises ValueError for missing columns, an unknown label, or a label without messages, and as
-    fetch does.
+    Raises ValueError for missing columns, an unknown label, or a label without messages (to be
+    split: with fewer than 10), and as fetch does.
     """
     own = COURSE / "ch06_classification" / "messages.tsv"
     path = fetch("texts/SMSSpamCollection") if path == "sms-spam" else Path(path or own)
@@ -55,15 +55,19 @@ def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.Data
         names=None if named else ["label", "text"][: len(header)], keep_default_na=False,
     )  # fmt: skip
     if missing := {"label", "text"} - set(table.columns):
-        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}")
+        names = ", ".join(sorted(missing))
+        raise ValueError(f"{path} lacks the columns {names} (columns are separated by tabs)")
     if unknown := set(table["label"]) - set(LABELS):
-        raise ValueError(f"{path} has unknown labels: {', '.join(sorted(unknown))}")
+        names = ", ".join(map(repr, sorted(unknown)))
+        raise ValueError(f"{path} has unknown labels: {names}; there are only ham and spam")
     if empty := set(LABELS) - set(table["label"]):
         raise ValueError(f"{path} has no messages with the label {min(empty)}")
     if "split" in table.columns:
         return table
     table = table.drop_duplicates("text")  # else copies would stand in both train and test
-    smallest = int(table["label"].value_counts().min())
+    smallest = min(int((table["label"] == label).sum()) for label in LABELS)
+    if smallest < 10:
+        raise ValueError(f"{path} needs 10 different messages of each label, has {smallest}")
     splits = ["train"] * int(0.7 * smallest) + ["validation"] * int(0.1 * smallest)
     splits += ["test"] * (smallest - len(splits))
     table = table.groupby("label").sample(smallest, random_state=seed)  # first all ham, then spam
@@ -89,15 +93,17 @@ class Classifier(nn.Module):
     """A language model with a new head for classes, read at the last token of each row.
 
     Only the last `n_trained` blocks, the final norm and the head are trained; the blocks below are
-    frozen. The model that is given is changed, not copied.
+    frozen. The model that is given is changed, not copied. `labels` names the classes.
     """
 
-    def __init__(self, model: Decoder, n_classes: int = 2, n_trained: int = 1):
+    def __init__(self, model: Decoder, labels: tuple[str, ...] = LABELS, n_trained: int = 1):
         super().__init__()
         self.model, self.n_frozen = model, len(model.blocks) - n_trained
+        self.labels = tuple(labels)
         model.requires_grad_(False)
         weight = model.tok_emb.weight
-        model.out_head = nn.Linear(model.config.emb_dim, n_classes).to(weight.device, weight.dtype)
+        head = nn.Linear(model.config.emb_dim, len(self.labels))
+        model.out_head = head.to(weight.device, weight.dtype)
         for part in (*model.blocks[self.n_frozen :], model.final_norm, model.out_head):
             part.requires_grad_(True)
 
@@ -202,12 +208,12 @@ def compared(ours: torch.Tensor, theirs: torch.Tensor) -> str:
 
 
 def classify(classifier: Classifier, tokenizer: Tokenizer, text: str) -> tuple[str, float]:
-    """Return ham or spam for a text, and the probability that the classifier gives it."""
+    """Return the likeliest label for a text, and the probability that the classifier gives it."""
     context = classifier.model.config.context_length
     ids, lengths = pad_batch(encode_messages([text], tokenizer, context), tokenizer.eot_token)
     with torch.no_grad():
         probabilities = classifier(ids, lengths)[0].softmax(dim=-1)
-    return LABELS[int(probabilities.argmax())], probabilities.max().item()
+    return classifier.labels[int(probabilities.argmax())], probabilities.max().item()
 
 
 def save_trained(model: nn.Module, folder: str | Path, settings: dict) -> None:
@@ -222,20 +228,26 @@ def save_trained(model: nn.Module, folder: str | Path, settings: dict) -> None:
 
 
 def read_trained(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Return the weights and settings that save_trained has written."""
-    settings = json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))
+    """Return the weights and settings that save_trained has written.
+
+    Raises ValueError if it has not.
+    """
+    if not (path := Path(folder) / "settings.json").exists():
+        raise ValueError(f"nothing is saved in {folder}: run the notebook that trains it")
+    settings = json.loads(path.read_text(encoding="utf-8"))
     return load_file(Path(folder) / "trained.safetensors"), settings
 
 
 def save_classifier(classifier: Classifier, name: str, folder: str | Path) -> None:
     """Write what was trained, and the name of the model (load_pretrained's) that the rest is."""
     n_trained = len(classifier.model.blocks) - classifier.n_frozen
-    save_trained(classifier, folder, {"name": name, "n_trained": n_trained})
+    settings = {"name": name, "labels": classifier.labels, "n_trained": n_trained}
+    save_trained(classifier, folder, settings)
 
 
 def load_classifier(folder: str | Path) -> Classifier:
     """Return what save_classifier wrote, around the model that it names."""
     weights, settings = read_trained(folder)
-    classifier = Classifier(load_pretrained(settings["name"]), n_trained=settings["n_trained"])
+    classifier = Classifier(load_pretrained(settings.pop("name")), **settings)
     classifier.load_state_dict(weights, strict=False)
     return classifier.eval()

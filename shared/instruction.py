@@ -39,9 +39,15 @@ __all__ = [
 ]  # fmt: skip
 
 
-def read_entries(path: str | Path, fields: tuple[str, ...]) -> list[dict]:
-    """Return the entries of a JSON file. Raises ValueError if one lacks a text for a field."""
-    entries = json.loads(Path(path).read_text(encoding="utf-8"))
+def read_entries(path: str | Path, fields: tuple[str, ...], **defaults: str) -> list[dict]:
+    """Return the entries of a JSON file, completed by `defaults`.
+
+    Raises ValueError if it holds no list, or an entry lacks a text for a field.
+    """
+    entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} holds no list of entries")
+    entries = [defaults | entry if isinstance(entry, dict) else entry for entry in entries]
     for n, entry in enumerate(entries):
         for field in fields:
             if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
@@ -56,8 +62,7 @@ def load_instructions(path: str | Path | None = None) -> list[dict]:
     near_miss (a wrong answer). Raises ValueError for an entry without instruction or output.
     """
     path = path or COURSE / "ch07_instruction" / "instructions.json"
-    entries = read_entries(path, ("instruction", "output"))
-    return [{"input": ""} | entry for entry in entries]
+    return read_entries(path, ("instruction", "input", "output"), input="")
 
 
 def alpaca_prompt(instruction: str, input: str = "") -> str:

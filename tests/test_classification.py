@@ -88,8 +88,10 @@ def test_the_public_collection_is_fetched_on_request(tmp_path, monkeypatch):
     [
         (["only one column", "of text"], "lacks the columns text"),
         (["label\tbody", "ham\thello"], "lacks the columns text"),
-        (["ham\thello", "eggs\tbye"], "unknown labels: eggs"),
+        (["ham\thello", "eggs\tbye"], "unknown labels: 'eggs'; there are only ham and spam"),
         (["ham\thello", "ham\tbye"], "no messages with the label spam"),
+        (["ham\thello", "spam\tbye"], "needs 10 different messages of each label, has 1"),
+        (["ham\thello", "spam\thello"], "needs 10 different messages of each label, has 0"),
     ],
 )
 def test_tables_that_do_not_fit(tmp_path, lines, message):
@@ -189,3 +191,15 @@ def test_a_classifier_comes_back(tmp_path, monkeypatch):
 def test_paired_difference():
     ours, theirs = torch.tensor([1, 1, 0, 1]).bool(), torch.tensor([0, 1, 0, 1]).bool()
     assert compared(ours, theirs) == "+25.0 points, between -24.0 and +74.0"
+
+
+def test_other_labels_come_back(tmp_path):
+    torch.manual_seed(0)
+    save_model(GPTModel(GPT), tmp_path / "base")
+    three = Classifier(load_pretrained(tmp_path / "base"), ("bad", "so-so", "good")).eval()
+    save_classifier(three, str(tmp_path / "base"), tmp_path / "three")
+    again = load_classifier(tmp_path / "three")
+    assert again.labels == ("bad", "so-so", "good")
+    assert classify(again, TOKENIZER, "win") == classify(three, TOKENIZER, "win")
+    with pytest.raises(ValueError, match="nothing is saved in"):
+        load_classifier(tmp_path / "four")

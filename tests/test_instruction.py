@@ -68,6 +68,7 @@ def test_alpaca_files_load(tmp_path):
         ({"output": "x"}, "entry 1 has no text as its instruction"),
         ({"instruction": "x"}, "entry 1 has no text as its output"),
         ({"instruction": "x", "output": 3}, "entry 1 has no text as its output"),
+        ({"instruction": "x", "input": 5, "output": "y"}, "entry 1 has no text as its input"),
         ("words", "entry 1 has no text as its instruction"),
     ],
 )
@@ -76,6 +77,12 @@ def test_entries_without_fields(tmp_path, entry, message):
     path.write_text(json.dumps([ENTRY, entry]))
     with pytest.raises(ValueError, match=message):
         load_instructions(path)
+
+
+def test_a_file_without_a_list(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(ENTRY))
+    with pytest.raises(ValueError, match="one.json holds no list of entries"):
+        load_instructions(tmp_path / "one.json")
 
 
 def test_templates():
