@@ -59,7 +59,7 @@ def load_instructions(path: str | Path | None = None) -> list[dict]:
     """Return entries with instruction, input and output, all text, from a file in Alpaca's format.
 
     Without a path, the course's own, which also have kind, split and maybe accepted (answers) and
-    near_miss (a wrong answer). Raises ValueError for an entry without instruction or output.
+    near_miss (a wrong answer). Raises ValueError as read_entries does.
     """
     path = path or COURSE / "ch07_instruction" / "instructions.json"
     return read_entries(path, ("instruction", "input", "output"), input="")

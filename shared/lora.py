@@ -99,8 +99,8 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put the adapter that save_adapter wrote on a model, in the place of any other; return it.
 
-    What it holds can be trained on, all else is frozen. Raises ValueError if it belongs to another
-    model, whose layers then stay as they were.
+    What it holds can be trained on; of a model without adapters, all else is frozen. Raises
+    ValueError if it belongs to another model, whose layers then stay as they were.
     """
     stored, settings = read_trained(folder)
     if fresh := not lora_layers(model):

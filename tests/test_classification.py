@@ -171,7 +171,7 @@ def test_training_learns_and_keeps_the_best_epoch():
     assert measure(again, wrong)["loss"] == pytest.approx(min(losses), rel=1e-4)
 
 
-def test_a_classifier_comes_back(tmp_path, monkeypatch):
+def test_a_classifier_comes_back(tmp_path):
     classifier = build(GPT)
     with torch.no_grad():
         for p in classifier.parameters():

@@ -28,7 +28,7 @@ each_model = pytest.mark.parametrize("kind", MODELS)
 IDS = torch.arange(24).view(2, 12)
 
 
-def build(kind: str, seed: int = 0, **changes):
+def build(kind: str, seed: int = 0):
     torch.manual_seed(seed)
     model_class, config = MODELS[kind]
     return model_class(config).eval()
