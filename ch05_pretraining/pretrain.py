@@ -3,17 +3,18 @@
     python ch05_pretraining/pretrain.py --text book.txt more/*.txt --out runs/books
     python ch05_pretraining/pretrain.py --tales 20000 --out runs/tales
     python ch05_pretraining/pretrain.py --out runs/tales --resume
-    torchrun --nproc-per-node=8 ch05_pretraining/pretrain.py --text ... --config 124M --bfloat16 \\
-        --compile --out runs/big
+    torchrun --nproc-per-node=8 ch05_pretraining/pretrain.py --text ... \\
+        --config 124M --bfloat16 --compile --out runs/big
 
-The text is tokenised once, into OUT/data. Checkpoints go to OUT/checkpoints, one line of JSON per
-logged step to OUT/log.jsonl (seconds count from the start or the resumption), and the finished
-model, with its tokenizer, to OUT/model; README.md shows how to write with it. Ctrl-C finishes the
-step, saves a checkpoint and the model, and stops; after that, or after a crash, --resume goes on
-with the settings of the first call; --steps, --learning-rate and --keep may be given anew.
+The text is tokenised once, into OUT/data. Checkpoints go to OUT/checkpoints, one line
+of JSON per logged step to OUT/log.jsonl (seconds count from the start or the
+resumption), and the finished model, with its tokenizer, to OUT/model; README.md shows
+how to write with it. Ctrl-C finishes the step, saves a checkpoint and the model, and
+stops; after that, or after a crash, --resume goes on with the settings of the first
+call; --steps, --learning-rate and --keep may be given anew.
 
-A step trains on --batch-size windows in all: several processes share them, so the same command
-gives the same loss curve with any number of processes.
+A step trains on --batch-size windows in all: several processes share them, so the same
+command gives the same loss curve with any number of processes.
 """
 
 import argparse
@@ -54,7 +55,9 @@ SIZES = {"small": SMALL} | GPT_CONFIGS
 CHUNK = 1 << 20  # bytes read at a time
 
 
-class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+class Formatter(
+    argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter
+):
     """Keeps line breaks, and adds every option's default."""
 
 
@@ -64,10 +67,10 @@ class Stop(Exception):
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's settings; with --resume, those of the first call."""
+    description, epilog = __doc__.split("\n\n", maxsplit=1)
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], epilog="\n\n".join(__doc__.split("\n\n")[1:]),
-        formatter_class=Formatter,
-    )  # fmt: skip
+        description=description, epilog=epilog, formatter_class=Formatter
+    )
     add = parser.add_argument
     add(
         "--text",
@@ -97,11 +100,16 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--config",
         choices=SIZES,
         default="small",
-        help="size of the model: small has 6 layers, 6M parameters, a context of 256 and 4,096 "
-        "tokens; mini is chapter 4's, the others are GPT-2's sizes",
+        help="size of the model: small has 6 layers, 6M parameters, a context of 256 "
+        "and 4,096 tokens; mini is chapter 4's, the others are GPT-2's sizes",
     )
-    add("--vocab-size", type=int, default=argparse.SUPPRESS, help="tokens to learn from the "
-        "text, if not as many as the size has; 50,257 stands for GPT-2's own")  # fmt: skip
+    add(
+        "--vocab-size",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="tokens to learn from the text, if not as many as the size has; "
+        "50,257 stands for GPT-2's own",
+    )
     add(
         "--context",
         type=int,
@@ -109,18 +117,59 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="tokens in a window, if not the size's",
     )
     add("--steps", type=int, default=1000, help="steps of the optimizer")
-    add("--batch-size", type=int, default=16, help="windows in a step, all processes together")
-    add("--accumulate", type=int, default=1, help="parts in which a step's windows are computed, "
-        "to save memory")  # fmt: skip
+    add(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="windows in a step, all processes together",
+    )
+    add(
+        "--accumulate",
+        type=int,
+        default=1,
+        help="parts in which a step's windows are computed, to save memory",
+    )
     add("--learning-rate", type=float, default=2e-3, help="its highest value")
-    add("--warmup", type=int, default=argparse.SUPPRESS, help="steps until it is reached (default: "
-        "a tenth of the steps, at most 50)")  # fmt: skip
-    add("--adamw", action="store_true", help="AdamW for everything, not Muon for matrices")
-    add("--bfloat16", action="store_true", help="mixed precision; for GPUs that have it")
-    add("--compile", action="store_true", help="torch.compile: a slow start, then faster")
-    add("--log-every", type=int, default=10, metavar="N", help="a log line every N steps")
-    add("--eval-every", type=int, default=200, metavar="N", help="validation every N steps")
-    add("--checkpoint-every", type=int, default=200, metavar="N", help="one every N steps")
+    add(
+        "--warmup",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="steps until it is reached (default: a tenth of the steps, at most 50)",
+    )
+    add(
+        "--adamw",
+        action="store_true",
+        help="AdamW for everything, not Muon for matrices",
+    )
+    add(
+        "--bfloat16", action="store_true", help="mixed precision; for GPUs that have it"
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile: a slow start, then faster",
+    )
+    add(
+        "--log-every",
+        type=int,
+        default=10,
+        metavar="N",
+        help="a log line every N steps",
+    )
+    add(
+        "--eval-every",
+        type=int,
+        default=200,
+        metavar="N",
+        help="validation every N steps",
+    )
+    add(
+        "--checkpoint-every",
+        type=int,
+        default=200,
+        metavar="N",
+        help="one every N steps",
+    )
     add("--keep", type=int, default=2, metavar="K", help="checkpoints to keep")
     add("--seed", type=int, default=123, help="of weights and data")
     optional = argparse.Namespace(
@@ -132,26 +181,46 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if not settings_file.exists():
             parser.error(f"nothing to resume: {settings_file} does not exist")
         stored = json.loads(settings_file.read_text(encoding="utf-8"))
-        stored["text"] = [Path(name) for name in stored["text"]] if stored["text"] else None
+        stored["text"] = (
+            [Path(name) for name in stored["text"]] if stored["text"] else None
+        )
         blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # keeps defaults out
-        given = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not None}
+        given = {
+            k: v
+            for k, v in vars(parser.parse_args(argv, blank)).items()
+            if v is not None
+        }
         free = {"out", "resume", "steps", "learning_rate", "keep"}
         if fixed := [k for k, v in given.items() if k not in free and v != stored[k]]:
-            parser.error(f"a resumed run keeps its settings; leave out {options(fixed)}")
+            parser.error(
+                f"a resumed run keeps its settings; leave out {options(fixed)}"
+            )
         changed = {k: v for k, v in given.items() if k in free}
-        args = argparse.Namespace(**stored | changed | {"out": args.out, "resume": True})
+        args = argparse.Namespace(
+            **stored | changed | {"out": args.out, "resume": True}
+        )
     elif (args.text is None) == (args.tales is None):
         parser.error("give either --text or --tales")
     elif checkpoints(args.out):
-        parser.error(f"{args.out} holds a run already: add --resume, or choose another --out")
-    if missing := [str(path) for path in args.text or [] if not (path.is_file() or args.resume)]:
+        parser.error(
+            f"{args.out} holds a run already: add --resume, or choose another --out"
+        )
+    if missing := [
+        str(path) for path in args.text or [] if not (path.is_file() or args.resume)
+    ]:
         parser.error(f"--text: no such file: {', '.join(missing)}")
-    whole = {k: v for k, v in vars(args).items() if type(v) is int and k not in ("seed", "warmup")}
+    whole = {
+        k: v
+        for k, v in vars(args).items()
+        if type(v) is int and k not in ("seed", "warmup")
+    }
     if low := [name for name, value in whole.items() if value < 1]:
         parser.error(f"must be at least 1: {options(low)}")
     parts = int(os.environ.get("WORLD_SIZE", 1)) * args.accumulate
     if args.batch_size % parts:
-        parser.error(f"--batch-size {args.batch_size} is not divisible by {parts} parts")
+        parser.error(
+            f"--batch-size {args.batch_size} is not divisible by {parts} parts"
+        )
     return args
 
 
@@ -160,7 +229,7 @@ def options(names: list[str]) -> str:
     return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
-# --- data --------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------
 
 
 def read_text(path: Path) -> Iterator[str]:
@@ -173,7 +242,9 @@ def read_text(path: Path) -> Iterator[str]:
             try:
                 text, rest = data.decode("utf-8"), b""
             except UnicodeDecodeError as error:
-                cut_short = piece and error.end == len(data) and len(data) - error.start < 4
+                cut_short = (
+                    piece and error.end == len(data) and len(data) - error.start < 4
+                )
                 if not cut_short:
                     at = decoded_up_to + error.start
                     raise ValueError(
@@ -212,21 +283,29 @@ def make_tokenizer(args: argparse.Namespace, vocab_size: int) -> BPETokenizer:
 
 
 def prepare_data(args: argparse.Namespace, vocab_size: int, context: int) -> None:
-    """Tokenise all text into OUT/data; its last twentieth, 1M tokens at most, is for validation."""
+    """Tokenise all text into OUT/data; its last 1/20, at most 1M, is for validation."""
     folder, done = args.out / "data", args.out / "data" / "data.json"
     if done.exists() and args.resume:
         return
     source = [vocab_size, args.tales, args.seed]
     source += [[str(path.resolve()), path.stat().st_size] for path in args.text or []]
-    if done.exists() and json.loads(done.read_text(encoding="utf-8"))["source"] == source:
+    if (
+        done.exists()
+        and json.loads(done.read_text(encoding="utf-8"))["source"] == source
+    ):
         return
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(args, vocab_size)
     if tokenizer.n_vocab > vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.n_vocab} tokens, the model {vocab_size}")
+        raise ValueError(
+            f"the tokenizer has {tokenizer.n_vocab} tokens, the model {vocab_size}"
+        )
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     count = 0
-    with (folder / "all.bin").open("wb") as file, tqdm(unit=" tokens", desc="tokenising") as bar:
+    with (
+        (folder / "all.bin").open("wb") as file,
+        tqdm(unit=" tokens", desc="tokenising") as bar,
+    ):
         for document in documents(args):
             stream = tokenizer.encode_iterable(document, disallowed_special=())
             stream = itertools.chain(stream, [tokenizer.eot_token])
@@ -238,12 +317,17 @@ def prepare_data(args: argparse.Namespace, vocab_size: int, context: int) -> Non
     if count < 2 * n_val:
         raise ValueError(f"too little text: {count} tokens for windows of {context}")
     tokenizer.save(folder / "tokenizer.json")
-    facts = {"tokens": count, "validation": n_val, "dtype": np.dtype(dtype).name, "source": source}
+    facts = {
+        "tokens": count,
+        "validation": n_val,
+        "dtype": np.dtype(dtype).name,
+        "source": source,
+    }
     done.write_text(json.dumps(facts), encoding="utf-8")
 
 
 class Windows:
-    """Random windows of a memory-mapped token file: a function of their number alone."""
+    """Random windows of a memory-mapped token file, a function of their number."""
 
     def __init__(self, args: argparse.Namespace, context: int, rank: int, world: int):
         folder = args.out / "data"
@@ -268,28 +352,32 @@ class Windows:
         return self.batch(self.train, starts[first : first + self.rows])
 
     def shall_stop(self) -> bool:
-        """Say whether any process has been told to stop, so that all stop after the same step."""
+        """Say whether any process was told to stop, so that all stop together."""
         if not dist.is_initialized():
             return self.stop
         flag = torch.tensor(float(self.stop), device=self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def batch(self, ids: np.ndarray, starts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(
+        self, ids: np.ndarray, starts: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the windows of `ids` at `starts` as int64 tensors on the device."""
-        rows = np.stack([ids[start : start + self.context + 1] for start in starts]).astype(
-            np.int64
-        )
+        rows = np.stack(
+            [ids[start : start + self.context + 1] for start in starts]
+        ).astype(np.int64)
         tokens = torch.from_numpy(rows).to(self.device)
         return tokens[:, :-1], tokens[:, 1:]
 
     def validation(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return up to 320 windows of the validation part, which do not overlap, in batches."""
+        """Return up to 320 windows of the validation part, in batches, no overlaps."""
         starts = list(range(0, len(self.val) - self.context, self.context))[:320]
-        return [self.batch(self.val, starts[i : i + 16]) for i in range(0, len(starts), 16)]
+        return [
+            self.batch(self.val, starts[i : i + 16]) for i in range(0, len(starts), 16)
+        ]
 
 
-# --- checkpoints -------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -320,7 +408,7 @@ def load_last(trainer: Trainer, args: argparse.Namespace) -> None:
 
 
 def clear_up(out: Path, step: int) -> None:
-    """Remove what a killed run left half written, and what it logged after its last checkpoint."""
+    """Remove what a killed run left half written or logged after its checkpoint."""
     for leftover in (out / "checkpoints").glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
     if (log := out / "log.jsonl").exists():
@@ -330,7 +418,7 @@ def clear_up(out: Path, step: int) -> None:
         log.write_text("".join(kept), encoding="utf-8")
 
 
-# --- the run -----------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace, rank: int, world: int) -> None:
@@ -356,7 +444,8 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
     if world > 1:
         dist.barrier()
     tokenizer = BPETokenizer.load(args.out / "data" / "tokenizer.json")
-    config = replace(config, vocab_size=tokenizer.n_vocab)  # a short text has fewer tokens
+    # a short text has fewer tokens
+    config = replace(config, vocab_size=tokenizer.n_vocab)
     windows = Windows(args, config.context_length, rank, world)
     torch.manual_seed(args.seed)
     model = GPTModel(config).to(args.device)
@@ -369,18 +458,29 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
     if chief:
         if args.resume:
             clear_up(args.out, trainer.step)
-        settings = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "device")}
-        settings["text"] = [str(path.resolve()) for path in args.text] if args.text else None
-        (args.out / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        print(f"{count_parameters(model):,} parameters, a vocabulary of {config.vocab_size:,}, "
-              f"{len(windows.train):,} tokens to train on, {world} process(es) on {args.device}, "
-              f"from step {trainer.step}")  # fmt: skip
+        settings = {
+            k: v for k, v in vars(args).items() if k not in ("out", "resume", "device")
+        }
+        settings["text"] = (
+            [str(path.resolve()) for path in args.text] if args.text else None
+        )
+        (args.out / "settings.json").write_text(
+            json.dumps(settings, indent=1), encoding="utf-8"
+        )
+        print(
+            f"{count_parameters(model):,} parameters, "
+            f"a vocabulary of {config.vocab_size:,}, "
+            f"{len(windows.train):,} tokens to train on, "
+            f"{world} process(es) on {args.device}, from step {trainer.step}"
+        )
 
     def ask_to_stop(number: int, frame) -> None:
         """Let the step be finished; asked a second time, stop at once."""
         windows.stop = True
         signal.signal(number, signal.SIG_DFL)
-        print("\nfinishing this step, then saving (once more: stop at once)", flush=True)
+        print(
+            "\nfinishing this step, then saving (once more: stop at once)", flush=True
+        )
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask_to_stop)
@@ -394,7 +494,9 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
         step, at_end = trainer.step, trainer.step == args.steps
         record["learning_rate"] = learning_rate_at(step - 1, training)
         if at_end or step % args.eval_every == 0:
-            with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
+            with torch.autocast(
+                args.device.type, torch.bfloat16, enabled=args.bfloat16
+            ):
                 record["val_loss"] = evaluate(model, val_batches)
         if at_end or step % args.log_every == 0 or "val_loss" in record:
             print(json.dumps(record), file=log_file, flush=True)
@@ -402,16 +504,29 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
             store(trainer, args)
 
     try:
-        train_model(model, windows, training, trainer=trainer, on_step=after_step, progress=chief)
+        train_model(
+            model,
+            windows,
+            training,
+            trainer=trainer,
+            on_step=after_step,
+            progress=chief,
+        )
     except Stop:
         if chief:
             store(trainer, args)
             save_model(model, args.out / "model", tokenizer)
-            print(f"stopped at step {trainer.step}; to go on, give --out {args.out} --resume")
+            print(
+                f"stopped at step {trainer.step}; "
+                f"to go on, give --out {args.out} --resume"
+            )
         return
     if chief:
         save_model(model, args.out / "model", tokenizer)
-        print(f"step {trainer.step} of {args.steps} is done; the model is in {args.out / 'model'}")
+        print(
+            f"step {trainer.step} of {args.steps} is done; "
+            f"the model is in {args.out / 'model'}"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -425,7 +540,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_float32_matmul_precision("high")
     if world > 1:
         backend = "nccl" if args.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=12))  # tokenising may take hours
+        # Tokenising may take hours
+        dist.init_process_group(backend, timeout=timedelta(hours=12))
     try:
         run(args, rank, world)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -2,8 +2,9 @@
 
     python ch05_pretraining/scaling.py
 
-Every size is trained for several numbers of steps, each time from the start and with a schedule of
-its own. Takes some eight minutes on 2 CPU cores. The notebook of this chapter plots the file.
+Every size is trained for several numbers of steps, each time from the start and with a
+schedule of its own. Takes some eight minutes on 2 CPU cores. The notebook of this
+chapter plots the file.
 """
 
 import csv
@@ -23,9 +24,13 @@ def main() -> None:
     for emb_dim in WIDTHS:
         for steps in STEPS:
             torch.manual_seed(123)
-            config = GPTConfig(data.tokenizer.n_vocab, CONTEXT, emb_dim, n_heads=4, n_layers=2)
+            config = GPTConfig(
+                data.tokenizer.n_vocab, CONTEXT, emb_dim, n_heads=4, n_layers=2
+            )
             model = GPTModel(config)
-            settings = TrainConfig(steps, 1e-2, muon=True, warmup_steps=20, final_share=0.02)
+            settings = TrainConfig(
+                steps, 1e-2, muon=True, warmup_steps=20, final_share=0.02
+            )
             (end,) = train_model(model, data, settings, val_batches=data.val_batches)
             rows.append(
                 {

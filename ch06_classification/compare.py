@@ -2,8 +2,8 @@
 
     python ch06_classification/compare.py
 
-Takes about ten minutes on 2 CPU cores. Rows that the file has already are not computed again. The
-notebook of this chapter shows the file.
+Takes about ten minutes on 2 CPU cores. Rows that the file has already are not computed
+again. The notebook of this chapter shows the file.
 """
 
 import random
@@ -39,7 +39,9 @@ class OtherReading(Classifier):
         x = self.model.final_norm(x)
         real = torch.arange(x.shape[1]) < lengths[:, None]  # (B, T)
         mean = (x * real[..., None]).sum(dim=1) / lengths[:, None]
-        return self.model.out_head(mean if self.reading == "mean of tokens" else x[:, 0])
+        return self.model.out_head(
+            mean if self.reading == "mean of tokens" else x[:, 0]
+        )
 
 
 def random_model() -> LlamaModel:
@@ -53,12 +55,21 @@ def random_tiny_model() -> GPTModel:
 
 
 def main() -> None:
-    path, columns = HERE / "results.csv", ["model", "trained", "read at", "test accuracy"]
+    path = HERE / "results.csv"
+    columns = ["model", "trained", "read at", "test accuracy"]
     rows = pd.read_csv(path).values.tolist() if path.exists() else []
     done, table = [row[:3] for row in rows], load_messages()
     labels = torch.tensor((table["label"] == "spam").to_numpy()).long()
-    places = {split: table.index[table["split"] == split].tolist() for split in set(table["split"])}
-    blocks = {"SmolLM2": 30, "random weights": 30, "Tiny Tales GPT": 2, "the same, random": 2}
+    places = {
+        split: table.index[table["split"] == split].tolist()
+        for split in set(table["split"])
+    }
+    blocks = {
+        "SmolLM2": 30,
+        "random weights": 30,
+        "Tiny Tales GPT": 2,
+        "the same, random": 2,
+    }
     makers = {"SmolLM2": load_pretrained, "random weights": random_model}
     makers["Tiny Tales GPT"] = lambda: load_pretrained(TALES)
     makers["the same, random"] = random_tiny_model
@@ -70,9 +81,12 @@ def main() -> None:
         ("random weights", 1, "last token"),
         ("random weights", 30, "last token"),
     ]  # fmt: skip
-    order, kept = [], {}  # kept: what the frozen part makes of the messages, for the run after
+    # Kept: what the frozen part makes of the messages, for the run after
+    order, kept = [], {}
     for name, n_trained, reading in runs:
-        what = {0: "head and norm", blocks[name]: "all blocks"}.get(n_trained, "last block")
+        what = {0: "head and norm", blocks[name]: "all blocks"}.get(
+            n_trained, "last block"
+        )
         order.append([name, what, reading])
         if order[-1] in done:
             continue
@@ -85,14 +99,19 @@ def main() -> None:
             pad = [tokenizer.eot_token]
             ids = [(row + draw.randrange(30) * pad)[:limit] for row in ids]
         torch.manual_seed(123)
-        kind = OtherReading if reading in ("first token", "mean of tokens") else Classifier
+        kind = (
+            OtherReading if reading in ("first token", "mean of tokens") else Classifier
+        )
         classifier = kind(model, n_trained=n_trained).eval()
         classifier.reading = reading
         key = (name, n_trained, "mistake" in reading)
         if key not in kept:
             kept = {key: frozen_states(classifier, ids, tokenizer.eot_token)}
         states = kept[key]
-        parts = {k: ([states[i] for i in where], labels[where]) for k, where in places.items()}
+        parts = {
+            k: ([states[i] for i in where], labels[where])
+            for k, where in places.items()
+        }
         large = n_trained > 2  # all blocks: slow, and quick to learn by heart
         options = {"learning_rate": 1e-4, "epochs": 3} if large else {}
         train_classifier(classifier, parts["train"], parts["validation"], **options)

@@ -1,4 +1,4 @@
-"""Train adapters of several ranks on 300 messages and write their test accuracies to ranks.csv.
+"""Train adapters of several ranks on 300 messages; write test accuracies to ranks.csv.
 
     python ch06_classification/ranks.py
 
@@ -34,7 +34,9 @@ def main() -> None:
     def from_ids(classifier: Classifier, rows: list[list[int]]) -> torch.Tensor:
         return classifier(*pad_batch(rows, tokenizer.eot_token))
 
-    train, val, test = messages("train", 300), messages("validation", 60), messages("test", 230)
+    train = messages("train", 300)
+    val = messages("validation", 60)
+    test = messages("test", 230)
     for rank in (1, 2, 4, 8, 16):
         torch.manual_seed(123)
         model = load_pretrained()
@@ -42,7 +44,12 @@ def main() -> None:
         apply_lora(classifier, rank=rank)
         model.out_head.requires_grad_(True)
         trained = count_parameters(classifier, trainable=True)
-        settings = {"epochs": 3, "learning_rate": 3e-4, "batch_size": 4, "forward": from_ids}
+        settings = {
+            "epochs": 3,
+            "learning_rate": 3e-4,
+            "batch_size": 4,
+            "forward": from_ids,
+        }
         train_classifier(classifier, train, val, **settings)
         accuracy = measure(classifier, test, from_ids)["accuracy"]
         rows.append([rank, trained, f"{accuracy:.1%}"])

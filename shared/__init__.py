@@ -1,1 +1,1 @@
-"""The code of the course: one module per notebook, and a few helpers written by hand."""
+"""The code of the course: one module per notebook, and some helpers written by hand."""

@@ -1,5 +1,6 @@
-"""The layer that lets every token look back at the others, from a Python loop to the batched
-multi-head attention with a cache that the rest of the course trains and generates with.
+"""The layer that lets every token look back at the others, from a Python loop to the
+batched multi-head attention with a cache that the rest of the course trains and
+generates with.
 
 Generated from ch03_attention/ch03_attention.ipynb by `python -m shared.export`;
 edit the notebook, not this file.
@@ -19,12 +20,13 @@ __all__ = [
 
 
 def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:
-    """Return the largest gradient of an output with respect to an input that comes after it.
+    """Return the largest gradient of an output with respect to an input after it.
 
-    0.0 means that no gradient of `layer`, any callable from (1, T, d_in) to (1, T, ...), reaches a
-    later input. That finds every differentiable leak; one through a hard decision (argmax, a
-    threshold) has no gradient. Outputs are weighted at random, so that leaks cannot cancel.
-    Raises ValueError for fewer than 2 tokens or a gradient that is not finite.
+    0.0 means that no gradient of `layer`, any callable from (1, T, d_in) to (1, T,
+    ...), reaches a later input. That finds every differentiable leak; one through a
+    hard decision (argmax, a threshold) has no gradient. Outputs are weighted at random,
+    so that leaks cannot cancel. Raises ValueError for fewer than 2 tokens or a gradient
+    that is not finite.
     """
     if n_tokens < 2:
         raise ValueError(f"a leak test needs at least 2 tokens, got {n_tokens}")
@@ -34,7 +36,9 @@ def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:
     probe = torch.randn(out.shape, generator=generator)
     largest = 0.0
     for t in range(n_tokens - 1):
-        (gradient,) = torch.autograd.grad((out * probe)[0, t].sum(), x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            (out * probe)[0, t].sum(), x, retain_graph=True
+        )
         if not gradient.isfinite().all():
             raise ValueError(f"the gradient of output {t} is not finite")
         largest = max(largest, gradient[0, t + 1 :].abs().max().item())
@@ -47,13 +51,13 @@ def attention_mask(
     pad_left: torch.Tensor | None = None,
     device: torch.device | None = None,
 ) -> torch.Tensor | None:
-    """Return who may look at whom, True for yes: (T, S) or with padding (B, 1, T, S), or None.
+    """Return who may look at whom, True for yes: (T, S), padded (B, 1, T, S), or None.
 
-    The n_queries T are the last of the n_keys S positions. `pad_left` (B,) int64 tells how many
-    positions at the start of each row are padding: nobody looks at them, but they look at
-    themselves, because a softmax over nothing is not a number. None means that no mask is
-    needed beyond the kernel's own `is_causal`, or none at all for a single query. Raises
-    ValueError unless 1 <= n_queries <= n_keys.
+    The n_queries T are the last of the n_keys S positions. `pad_left` (B,) int64 tells
+    how many positions at the start of each row are padding: nobody looks at them, but
+    they look at themselves, because a softmax over nothing is not a number. None means
+    that no mask is needed beyond the kernel's own `is_causal`, or none at all for a
+    single query. Raises ValueError unless 1 <= n_queries <= n_keys.
     """
     if not 1 <= n_queries <= n_keys:
         raise ValueError(f"{n_queries} queries cannot be the last of {n_keys} keys")
@@ -69,7 +73,7 @@ def attention_mask(
 
 
 def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Return x (B, T, H * K) cut into heads of head_dim numbers: (B, H, T, K), a view."""
+    """Return x (B, T, H * K) cut into heads of head_dim numbers: view (B, H, T, K)."""
     return x.view(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
@@ -81,10 +85,11 @@ def attend(
     pad_left: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Return the context vectors (B, T, H * K) for queries (B, H, T, K) of the newest T tokens.
+    """Return the contexts (B, T, H * K) of queries (B, H, T, K) of the newest T tokens.
 
-    Keys and values (B, H, T, K) may have fewer heads, each of which then serves several queries.
-    With `cache` they are added to it, and the queries look at all that it holds.
+    Keys and values (B, H, T, K) may have fewer heads, each of which then serves several
+    queries. With `cache` they are added to it, and the queries look at all that it
+    holds.
     """
     if cache is not None:
         keys, values = cache.append(keys, values)  # (B, H, S, K)
@@ -103,15 +108,16 @@ def attend(
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal multi-head self-attention (Vaswani et al., 2017): (B, T, d_in) -> (B, T, d_out).
+    """Multi-head self-attention (Vaswani et al., 2017): (B, T, d_in) -> (B, T, d_out).
 
-    All heads in one product, attention in one fused call. Without dropout and padding, training
-    memory grows linearly with T, because no T x T matrix is kept.
+    All heads in one product, attention in one fused call. Without dropout and padding,
+    training memory grows linearly with T, because no T x T matrix is kept.
 
-    Weights of other layers: those of single heads are stacked, row below row. GPT-2 stores one
-    matrix c_attn.weight (D, 3 D): W_query, W_key and W_value are its three parts of D columns,
-    transposed, and c_attn.bias (3 D) holds their biases (qkv_bias=True); c_proj.weight transposed
-    is out_proj.weight, and c_proj.bias is out_proj.bias.
+    Weights of other layers: those of single heads are stacked, row below row. GPT-2
+    stores one matrix c_attn.weight (D, 3 D): W_query, W_key and W_value are its three
+    parts of D columns, transposed, and c_attn.bias (3 D) holds their biases
+    (qkv_bias=True); c_proj.weight transposed is out_proj.weight, and c_proj.bias is
+    out_proj.bias.
 
     Raises ValueError if d_out cannot be shared out among the heads.
     """
@@ -127,7 +133,9 @@ class MultiHeadAttention(nn.Module):
     ):
         super().__init__()
         if num_heads < 1 or d_out < 1 or d_out % num_heads:
-            raise ValueError(f"d_out = {d_out} cannot be shared out among {num_heads} heads")
+            raise ValueError(
+                f"d_out = {d_out} cannot be shared out among {num_heads} heads"
+            )
         self.d_in, self.num_heads, self.head_dim = d_in, num_heads, d_out // num_heads
         self.context_length, self.dropout = context_length, dropout
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
@@ -143,10 +151,11 @@ class MultiHeadAttention(nn.Module):
     ) -> torch.Tensor:
         """Return the context vectors (B, T, d_out) of x (B, T, d_in).
 
-        With `cache`, x continues the tokens whose keys and values are in it, and is added to it.
-        `pad_left` (B,) int64 counts the padding at the start of each row, cached part included.
-        Raises ValueError for another width than d_in, another number of rows in `pad_left`, or
-        more tokens than the context, padding and the cached part counted.
+        With `cache`, x continues the tokens whose keys and values are in it, and is
+        added to it. `pad_left` (B,) int64 counts the padding at the start of each row,
+        cached part included. Raises ValueError for another width than d_in, another
+        number of rows in `pad_left`, or more tokens than the context, padding and the
+        cached part counted.
         """
         n_past = 0 if cache is None else cache.length
         check_input(x, self.d_in, self.context_length, n_past, pad_left)
@@ -157,13 +166,15 @@ class MultiHeadAttention(nn.Module):
     def attention_weights(
         self, x: torch.Tensor, pad_left: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the weights (B, H, T, T) of `forward` in evaluation, without a cache."""
+        """Return the weights (B, H, T, T) of `forward` in evaluation, uncached."""
         check_input(x, self.d_in, self.context_length, pad_left=pad_left)
         queries, keys, _ = self._project(x)
         scores = queries @ keys.mT / math.sqrt(self.head_dim)  # (B, H, T, T)
         mask = attention_mask(x.shape[1], x.shape[1], pad_left, x.device)
         if mask is None:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).tril()
+            mask = torch.ones(
+                scores.shape[-2:], dtype=torch.bool, device=x.device
+            ).tril()
         return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
 
     def _project(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -178,20 +189,26 @@ def check_input(
     n_past: int = 0,
     pad_left: torch.Tensor | None = None,
 ) -> None:
-    """Raise ValueError unless x is (B, T, d_in), n_past + T fits the context, pad_left is (B,)."""
+    """Raise ValueError for a shape of x or pad_left, or a length, that does not fit."""
     if x.ndim != 3 or x.shape[-1] != d_in:
-        raise ValueError(f"expected an input of shape (B, T, {d_in}), got {tuple(x.shape)}")
+        raise ValueError(
+            f"expected an input of shape (B, T, {d_in}), got {tuple(x.shape)}"
+        )
     if n_past + x.shape[1] > context_length:
         raise ValueError(
             f"{n_past} tokens before and {x.shape[1]} now are more than the context of "
             f"{context_length} tokens"
         )
     if pad_left is not None and pad_left.shape != x.shape[:1]:
-        raise ValueError(f"pad_left {tuple(pad_left.shape)} does not fit {x.shape[0]} rows")
+        raise ValueError(
+            f"pad_left {tuple(pad_left.shape)} does not fit {x.shape[0]} rows"
+        )
 
 
-def plot_attention(weights: torch.Tensor, tokens: list[str], titles: list[str] | None = None):
-    """Draw attention weights (H, T, T) or (T, T) over `tokens` as heat maps; return the figure.
+def plot_attention(
+    weights: torch.Tensor, tokens: list[str], titles: list[str] | None = None
+):
+    """Draw attention weights (H, T, T) or (T, T) over `tokens` as heat maps: a figure.
 
     Rows look, columns are looked at. Raises ValueError if the shapes do not fit.
     """
@@ -205,8 +222,12 @@ def plot_attention(weights: torch.Tensor, tokens: list[str], titles: list[str] |
     columns = min(n_heads, 4)
     rows = math.ceil(n_heads / columns)
     size = (2.1 * columns + 1.0, 2.1 * rows + 0.6)
-    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    shades = mpl.colors.LinearSegmentedColormap.from_list("attention", ["white", "#E69F00"])
+    fig, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained"
+    )
+    shades = mpl.colors.LinearSegmentedColormap.from_list(
+        "attention", ["white", "#E69F00"]
+    )
     for n, ax in enumerate(axes.flat):
         if n >= n_heads:
             ax.axis("off")
@@ -214,7 +235,9 @@ def plot_attention(weights: torch.Tensor, tokens: list[str], titles: list[str] |
         image = ax.imshow(weights[n].numpy(), vmin=0, vmax=1, cmap=shades)
         ax.set_title(titles[n] if titles else f"head {n}", fontsize=10)
         ax.set_xticks(range(n_tokens), tokens, rotation=90, fontsize=8)
-        ax.set_yticks(range(n_tokens), tokens if n % columns == 0 else [""] * n_tokens, fontsize=8)
+        ax.set_yticks(
+            range(n_tokens), tokens if n % columns == 0 else [""] * n_tokens, fontsize=8
+        )
         ax.grid(False)
     fig.colorbar(image, ax=axes, label="weight", shrink=0.8)
     return fig
@@ -227,16 +250,18 @@ class LayerCache:
         self.keys, self.values = keys, values  # (B, H, M, K) each, M tokens at most
         self.length = 0
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values (B, H, T, K) of new tokens; return all so far (B, H, S, K), views.
+    def append(
+        self, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values (B, H, T, K); return views of all so far, (B, H, S, K).
 
-        Raises ValueError, and stores nothing, if they do not fit. For inference: no gradient
-        flows into what is stored.
+        Raises ValueError, and stores nothing, if they do not fit. For inference: no
+        gradient flows into what is stored.
         """
         if values.shape != keys.shape or values.dtype != keys.dtype:
             raise ValueError(
-                f"keys {tuple(keys.shape)} {keys.dtype} and values {tuple(values.shape)} "
-                f"{values.dtype} differ"
+                f"keys {tuple(keys.shape)} {keys.dtype} and "
+                f"values {tuple(values.shape)} {values.dtype} differ"
             )
         batch, heads, room, head_dim = self.keys.shape
         new = keys.shape[2]
@@ -247,10 +272,13 @@ class LayerCache:
             )
         kind = (self.keys.dtype, self.keys.device)
         if (keys.dtype, keys.device) != kind:
-            raise ValueError(f"the cache was made for {kind}, got {(keys.dtype, keys.device)}")
+            raise ValueError(
+                f"the cache was made for {kind}, got {(keys.dtype, keys.device)}"
+            )
         if self.length + new > room:
             raise ValueError(
-                f"the cache is full: {self.length} of {room} tokens used, {new} more do not fit"
+                f"the cache is full: {self.length} of {room} tokens used, "
+                f"{new} more do not fit"
             )
         end = self.length + new
         self.keys[:, :, self.length : end] = keys.detach()
@@ -260,9 +288,10 @@ class LayerCache:
 
 
 class KVCache:
-    """Preallocated keys and values of a whole model: one LayerCache for each attention layer.
+    """Preallocated keys and values of a model: one LayerCache for each attention layer.
 
-    Takes 2 x n_layers x batch_size x n_kv_heads x max_tokens x head_dim numbers of `dtype`.
+    Takes 2 x n_layers x batch_size x n_kv_heads x max_tokens x head_dim numbers of
+    `dtype`.
     """
 
     def __init__(

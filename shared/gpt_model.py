@@ -1,5 +1,5 @@
-"""A complete GPT-2, built part by part, whose 124 million parameters you can count by hand, and
-which writes its first (nonsense) text.
+"""A complete GPT-2, built part by part, whose 124 million parameters you can count by
+hand, and which writes its first (nonsense) text.
 
 Generated from ch04_gpt_model/ch04_gpt_model.ipynb by `python -m shared.export`;
 edit the notebook, not this file.
@@ -18,10 +18,10 @@ from torch.autograd.function import once_differentiable
 from shared.attention import KVCache, MultiHeadAttention
 
 __all__ = [
-    "LayerNorm", "GELU", "FeedForward", "onednn_is_faster", "USE_ONEDNN", "onednn_product",
-    "OneDNNLinear", "onednn_can", "Linear", "use_fast_linear", "TransformerBlock",
-    "DecoderConfig", "GPTConfig", "token_positions", "Decoder", "GPTModel", "initialise",
-    "count_parameters", "GPT_CONFIGS",
+    "LayerNorm", "GELU", "FeedForward", "onednn_is_faster", "USE_ONEDNN",
+    "onednn_product", "OneDNNLinear", "onednn_can", "Linear", "use_fast_linear",
+    "TransformerBlock", "DecoderConfig", "GPTConfig", "token_positions", "Decoder",
+    "GPTModel", "initialise", "count_parameters", "GPT_CONFIGS",
 ]  # fmt: skip
 
 
@@ -42,14 +42,14 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """Gaussian error linear unit (Hendrycks and Gimpel, 2016) in the tanh form of GPT-2."""
+    """Gaussian error linear unit (Hendrycks and Gimpel, 2016), GPT-2's tanh form."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.gelu(x, approximate="tanh")
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between, for each token alone: (..., D) -> (..., D)."""
+    """Two linear layers, a GELU between, for each token alone: (..., D) -> (..., D)."""
 
     def __init__(self, emb_dim: int):
         super().__init__()
@@ -62,17 +62,21 @@ class FeedForward(nn.Module):
 
 
 def onednn_is_faster() -> bool:
-    """Return whether float32 products should go through oneDNN: where MKL meets an AMD CPU."""
+    """Return whether oneDNN should do float32 products: where MKL meets an AMD CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     maker = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    has_both = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    has_both = torch.backends.mkl.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
     return has_both and "AuthenticAMD" in maker
 
 
 USE_ONEDNN = onednn_is_faster()
 
 
-def onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None):
+def onednn_product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+):
     """Return x @ weight.T + bias, computed by oneDNN."""
     bias = None if bias is None else bias.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -93,20 +97,26 @@ class OneDNNLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])  # (B T, d_out)
         grad_x = onednn_product(grad, weight.T) if needs_x else None
-        grad_weight = onednn_product(rows.T, x.reshape(-1, x.shape[-1]).T) if needs_weight else None
+        grad_weight = (
+            onednn_product(rows.T, x.reshape(-1, x.shape[-1]).T)
+            if needs_weight
+            else None
+        )
         return grad_x, grad_weight, rows.sum(dim=0) if needs_bias else None
 
 
 def onednn_can(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Return whether oneDNN can take this product: float32 on the CPU, not mixed precision."""
+    """Return whether oneDNN can take this product: plain float32 on the CPU."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    usual = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight))
+    usual = all(
+        t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight)
+    )
     return usual and x.numel() > 0 and x.shape[-1] == weight.shape[1]
 
 
 class Linear(nn.Linear):
-    """An nn.Linear that uses the faster of PyTorch's two libraries; same weights, same result.
+    """An nn.Linear on the faster of PyTorch's two libraries; same weights, same result.
 
     Only the first derivative is defined; for torch.func, use nn.Linear.
     """
@@ -119,7 +129,7 @@ class Linear(nn.Linear):
 
 
 def use_fast_linear(model: nn.Module) -> None:
-    """Make every nn.Linear of the model a Linear, in place; the weights stay the same tensors."""
+    """Make every nn.Linear of the model a Linear, in place; the weights stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
@@ -136,7 +146,12 @@ class TransformerBlock(nn.Module):
         D = config.emb_dim
         self.norm1 = LayerNorm(D)
         self.attention = MultiHeadAttention(
-            D, D, config.context_length, config.drop_rate, config.n_heads, config.qkv_bias
+            D,
+            D,
+            config.context_length,
+            config.drop_rate,
+            config.n_heads,
+            config.qkv_bias,
         )
         self.norm2 = LayerNorm(D)
         self.feed_forward = FeedForward(D)
@@ -150,16 +165,21 @@ class TransformerBlock(nn.Module):
 class DecoderConfig:
     """What the configurations of all models check, and what follows from their numbers.
 
-    Raises ValueError for whole numbers below 1, and for heads that do not divide emb_dim.
+    Raises ValueError for whole numbers below 1, and for heads that do not divide
+    emb_dim.
     """
 
     def __post_init__(self):
         for name in [field.name for field in fields(self) if field.type is int]:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+                raise ValueError(
+                    f"{name} must be a whole number of at least 1, got {value!r}"
+                )
         if self.emb_dim % self.n_heads:
-            raise ValueError(f"{self.n_heads} heads do not divide emb_dim = {self.emb_dim}")
+            raise ValueError(
+                f"{self.n_heads} heads do not divide emb_dim = {self.emb_dim}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -169,9 +189,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class GPTConfig(DecoderConfig):
-    """What a GPTModel looks like; the defaults have the shape of GPT-2 124M, but no biases for
-    queries, keys and values.
-    """
+    """What a GPTModel looks like; by default as GPT-2 124M, without QKV biases."""
 
     vocab_size: int = 50_257
     context_length: int = 1024  # most tokens that the model can see
@@ -191,9 +209,10 @@ class GPTConfig(DecoderConfig):
 def token_positions(
     n_tokens: int, n_past: int = 0, pad_left: torch.Tensor | None = None, device=None
 ) -> torch.Tensor:
-    """Return the positions of n_tokens new tokens after n_past cached ones: (T,), or (B, T).
+    """Return the positions of n_tokens tokens after n_past cached ones: (T,) or (B, T).
 
-    With `pad_left` (B,) they are counted from each row's first real token; padding gets 0.
+    With `pad_left` (B,) they are counted from each row's first real token; padding gets
+    0.
     """
     position = torch.arange(n_past, n_past + n_tokens, device=device)  # (T,)
     if pad_left is None:
@@ -204,20 +223,25 @@ def token_positions(
 class Decoder(nn.Module):
     """A decoder-only language model. Subclasses define `embed` and set the attributes
 
-    config, tok_emb, blocks, final_norm and out_head. Replacing out_head, by two classes say,
-    never changes tok_emb, tied or not.
+    config, tok_emb, blocks, final_norm and out_head. Replacing out_head, by two classes
+    say, never changes tok_emb, tied or not.
     """
 
-    def forward(self, token_ids: torch.Tensor, cache=None, *, pad_left=None) -> torch.Tensor:
+    def forward(
+        self, token_ids: torch.Tensor, cache=None, *, pad_left=None
+    ) -> torch.Tensor:
         """Return the logits (B, T, V) for token_ids (B, T) int64.
 
-        With `cache` (see new_cache) the tokens continue those in it, and are added to it.
-        `pad_left` (B,) int64: how many padding tokens each row starts with, cached part included.
-        Raises ValueError for another shape, or more tokens than the context (padding counts).
+        With `cache` (see new_cache) the tokens continue those in it, and are added to
+        it. `pad_left` (B,) int64: how many padding tokens each row starts with, cached
+        part included. Raises ValueError for another shape, or more tokens than the
+        context (padding counts).
         """
         return self.out_head(self.hidden_states(token_ids, cache, pad_left=pad_left))
 
-    def hidden_states(self, token_ids: torch.Tensor, cache=None, *, pad_left=None) -> torch.Tensor:
+    def hidden_states(
+        self, token_ids: torch.Tensor, cache=None, *, pad_left=None
+    ) -> torch.Tensor:
         """Return what forward hands to out_head: (B, T, D), after final_norm."""
         n_past = 0 if cache is None else cache.length
         most = self.config.context_length
@@ -238,14 +262,21 @@ class Decoder(nn.Module):
         """Return an empty cache for max_tokens tokens of batch_size rows."""
         config, weight = self.config, self.tok_emb.weight
         kind = weight.device.type
-        mixed = torch.is_autocast_enabled(kind)  # mixed precision: keys come in another dtype
+        # Mixed precision: keys come in another dtype
+        mixed = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if mixed else weight.dtype
-        sizes = (config.n_layers, batch_size, config.n_kv_heads, max_tokens, config.head_dim)
+        sizes = (
+            config.n_layers,
+            batch_size,
+            config.n_kv_heads,
+            max_tokens,
+            config.head_dim,
+        )
         return KVCache(*sizes, dtype=dtype, device=weight.device)
 
 
 class GPTModel(Decoder):
-    """GPT-2 (Radford et al., 2019): learned positions, pre-norm blocks, tied output head."""
+    """GPT-2 (Radford et al., 2019): learned positions, pre-norm blocks, tied head."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -253,21 +284,27 @@ class GPTModel(Decoder):
         self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
         self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
         self.dropout = nn.Dropout(config.drop_rate)
-        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config) for _ in range(config.n_layers)
+        )
         self.final_norm = LayerNorm(config.emb_dim)
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
         self.tie()
         initialise(self)
         use_fast_linear(self)
 
-    def embed(self, token_ids: torch.Tensor, n_past: int = 0, pad_left=None) -> torch.Tensor:
+    def embed(
+        self, token_ids: torch.Tensor, n_past: int = 0, pad_left=None
+    ) -> torch.Tensor:
         """Return token plus position vectors (B, T, D) of token_ids (B, T)."""
-        positions = token_positions(token_ids.shape[1], n_past, pad_left, token_ids.device)
+        positions = token_positions(
+            token_ids.shape[1], n_past, pad_left, token_ids.device
+        )
         return self.dropout(self.tok_emb(token_ids) + self.pos_emb(positions))
 
 
 def initialise(model: Decoder, std: float = 0.02) -> None:
-    """Draw the weights of a model after GPT-2's paper: normal, smaller ones into the stream."""
+    """Draw weights after GPT-2's paper: normal, smaller ones into the stream."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             into_stream = name.endswith(("out_proj", "project"))
@@ -278,8 +315,10 @@ def initialise(model: Decoder, std: float = 0.02) -> None:
 
 
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:
-    """Return how many numbers the model has, shared ones counted once; or only trained ones."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+    """Return how many numbers the model has, shared ones once; or only trained ones."""
+    return sum(
+        p.numel() for p in model.parameters() if p.requires_grad or not trainable
+    )
 
 
 GPT_CONFIGS = {

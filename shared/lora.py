@@ -1,5 +1,5 @@
-"""A way to change every layer of a model by training one weight in a hundred, and an adapter of a
-few megabytes that can be put on and taken off.
+"""A way to change every layer of a model by training one weight in a hundred, and an
+adapter of a few megabytes that can be put on and taken off.
 
 Generated from ch06_classification/ch06_lora.ipynb by `python -m shared.export`;
 edit the notebook, not this file.
@@ -15,8 +15,8 @@ from torch import nn
 from shared.classification import read_trained, save_trained
 
 __all__ = [
-    "LoRALayer", "TARGETS", "lora_layers", "apply_lora", "merge_lora", "save_adapter",
-    "load_adapter", "without_adapter",
+    "LoRALayer", "TARGETS", "lora_layers", "apply_lora", "merge_lora",
+    "save_adapter", "load_adapter", "without_adapter",
 ]  # fmt: skip
 
 
@@ -51,9 +51,12 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
 
 
 def apply_lora(
-    model: nn.Module, rank: int = 8, alpha: float = 16.0, targets: tuple[str, ...] = TARGETS
+    model: nn.Module,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: tuple[str, ...] = TARGETS,
 ) -> nn.Module:
-    """Freeze a model and give an adapter to each linear layer with a target name; return it.
+    """Freeze a model, give each linear layer with a target name an adapter, return it.
 
     Raises ValueError if it has adapters already, or no layer of such a name.
     """
@@ -75,7 +78,7 @@ def apply_lora(
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Add every adapter to its matrix, and put the plain linear layers back; return the model."""
+    """Add every adapter to its matrix, put the plain layers back, return the model."""
     for name, layer in lora_layers(model).items():
         parent, _, child = name.rpartition(".")
         layer.linear.weight += layer.scale * layer.B @ layer.A
@@ -84,7 +87,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
-    """Write what is trained of a model with adapters, as safetensors, and their settings.
+    """Write what is trained of a model with adapters, as safetensors, and the settings.
 
     Raises ValueError for a model without adapters.
     """
@@ -97,22 +100,27 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Put the adapter that save_adapter wrote on a model, in the place of any other; return it.
+    """Put the adapter that save_adapter wrote on a model, in place of any other.
 
-    What it holds can be trained on; of a model without adapters, all else is frozen. Raises
-    ValueError if it belongs to another model, whose layers then stay as they were.
+    What it holds can be trained on; of a model without adapters, all else is frozen.
+    Raises ValueError if it belongs to another model, whose layers then stay as they
+    were.
     """
     stored, settings = read_trained(folder)
     if fresh := not lora_layers(model):
         apply_lora(model, **settings)
     ours = dict(model.named_parameters())
-    wrong = [name for name in ours if name.endswith((".A", ".B")) and name not in stored]
+    wrong = [
+        name for name in ours if name.endswith((".A", ".B")) and name not in stored
+    ]
     wrong += [n for n, t in stored.items() if n not in ours or t.shape != ours[n].shape]
     if wrong:
         if fresh:
             merge_lora(model)  # B is zero: this takes the layers out again
-        raise ValueError(f"{folder} is for another model: {len(wrong)} names or shapes differ, "
-                         f"first {sorted(wrong)[0]}")  # fmt: skip
+        raise ValueError(
+            f"{folder} is for another model: {len(wrong)} names or shapes differ, "
+            f"first {sorted(wrong)[0]}"
+        )
     model.load_state_dict(stored, strict=False)
     for name in stored:  # also a head that was trained with the adapter
         ours[name].requires_grad_()

@@ -1,5 +1,5 @@
-"""Direct preference optimisation in ten lines, and a model that has learned to be brief from
-nothing but pairs of a better and a worse answer.
+"""Direct preference optimisation in ten lines, and a model that has learned to be brief
+from nothing but pairs of a better and a worse answer.
 
 Generated from ch07_instruction/ch07_preference.ipynb by `python -m shared.export`;
 edit the notebook, not this file.
@@ -28,7 +28,10 @@ def load_preferences(path: str | Path | None = None) -> list[dict]:
 
 
 def encode_pairs(
-    pairs: list[dict], tokenizer: Tokenizer, context_length: int, template: str = "chatml"
+    pairs: list[dict],
+    tokenizer: Tokenizer,
+    context_length: int,
+    template: str = "chatml",
 ) -> list[tuple]:
     """Return (chosen, rejected) for each pair, both as (prompt ids, answer ids).
 
@@ -36,7 +39,9 @@ def encode_pairs(
     """
     sides = []
     for side in ("chosen", "rejected"):
-        entries = [{"instruction": p["prompt"], "input": "", "output": p[side]} for p in pairs]
+        entries = [
+            {"instruction": p["prompt"], "input": "", "output": p[side]} for p in pairs
+        ]
         sides.append(encode_entries(entries, tokenizer, context_length, template))
     return list(zip(*sides, strict=True))
 
@@ -44,7 +49,7 @@ def encode_pairs(
 def pair_log_probs(
     model: nn.Module, examples: list[tuple], pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probabilities and numbers of tokens, each (2, B): of the chosen, the rejected."""
+    """Return log-probabilities and token counts, each (2, B): chosen, rejected."""
     chosen, rejected = zip(*examples, strict=True)
     batch = collate([*chosen, *rejected], pad_id)
     log_probs, counts = answer_log_probs(model, *batch)
@@ -54,10 +59,10 @@ def pair_log_probs(
 def dpo_loss(
     policy: torch.Tensor, reference: torch.Tensor, beta: float = 0.1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss of direct preference optimisation (Rafailov et al., 2023), and margins (B,).
+    """Return the loss of DPO (Rafailov et al., 2023), and the margins (B,).
 
-    policy and reference (2, B) are log-probabilities of the chosen and the rejected answers. A
-    margin is the reward of the chosen answer minus that of the rejected one.
+    policy and reference (2, B) are log-probabilities of the chosen and the rejected
+    answers. A margin is the reward of the chosen answer minus that of the rejected one.
     """
     rewards = beta * (policy - reference)  # (2, B)
     margins = rewards[0] - rewards[1]

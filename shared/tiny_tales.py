@@ -1,16 +1,19 @@
-"""Tiny Tales: an endless corpus of children's stories, told by a small grammar that knows how
-probable each of its stories is, so that the lowest loss any model can reach on it is known.
+"""Tiny Tales: an endless corpus of children's stories, told by a small grammar that
+knows how probable each of its stories is, so that the lowest loss any model can reach
+on it is known.
 
-Written by hand. `python -m shared.tiny_tales` prints twenty stories, those that are kept in
-ch05_pretraining/tiny_tales_sample.txt; `python -m shared.tiny_tales 5 --seed 7` prints five others.
+Written by hand. `python -m shared.tiny_tales` prints twenty stories, those that are
+kept in ch05_pretraining/tiny_tales_sample.txt; `python -m shared.tiny_tales 5 --seed 7`
+prints five others.
 
-How the grammar works. A template is a text with names in braces: "{name} lost {his} {object}."
-A name stands for a template, or for a list of options, of which one is chosen, each with the same
-probability. An option is a template, or a record: a dictionary that fixes further names, with its
-own template under "text" (nothing if it has none). What a name stands for is chosen once in a
-story and remembered, so {colour} is the same colour to the end; {Object} is {object} with a
-capital. No two ways through the rules lead to the same story, so the probability of a story is
-the product of the probabilities of its choices.
+How the grammar works. A template is a text with names in braces: "{name} lost {his}
+{object}." A name stands for a template, or for a list of options, of which one is
+chosen, each with the same probability. An option is a template, or a record: a
+dictionary that fixes further names, with its own template under "text" (nothing if it
+has none). What a name stands for is chosen once in a story and remembered, so {colour}
+is the same colour to the end; {Object} is {object} with a capital. No two ways through
+the rules lead to the same story, so the probability of a story is the product of the
+probabilities of its choices.
 """
 
 import argparse
@@ -33,8 +36,9 @@ __all__ = [
     "KNOWN_WORDS",
 ]
 
-# The data from here to the engine is all that a model has to learn. A plot has settings (where,
-# what, what goes wrong, who can help and how) and shapes, the orders in which it can be told.
+# The data from here to the engine is all that a model has to learn. A plot has settings
+# (where, what, what goes wrong, who can help and how) and shapes, the orders in which
+# it can be told.
 
 SHARED = {
     "story": [
@@ -1000,7 +1004,8 @@ class Tale(NamedTuple):
 
 
 class Grammar:
-    """A probabilistic grammar with memory; the module's docstring says how its rules are read.
+    """A probabilistic grammar with memory; the module's docstring says how its rules
+    are read.
 
     Raises ValueError for a name without rule.
 
@@ -1010,7 +1015,9 @@ class Grammar:
 
     def __init__(self, rules: Mapping, start: str = "story"):
         self.rules, self.start = dict(rules), start
-        self.templates: dict[str, list[str]] = {}  # template -> [text, name, text, ..., text]
+        self.templates: dict[
+            str, list[str]
+        ] = {}  # template -> [text, name, text, ..., text]
         defined, used = set(), {start}
         for name, value in walk(self.rules):
             defined.add(name)
@@ -1051,7 +1058,9 @@ class Grammar:
 
 
 def uncapped(name: str) -> str:
-    """Return `name` with a small first letter: the key under which {Name} is remembered."""
+    """Return `name` with a small first letter: the key under which {Name} is
+    remembered.
+    """
     return name[:1].lower() + name[1:]
 
 
@@ -1067,7 +1076,8 @@ GRAMMAR = Grammar(RULES)
 
 
 def tales(seed: int, n: int | None = None) -> Iterator[Tale]:
-    """Stream `n` stories, or without end; a seed gives the same stories on every machine.
+    """Stream `n` stories, or without end; a seed gives the same stories on every
+    machine.
 
     Raises ValueError for a negative `n` or `seed`.
 
@@ -1075,13 +1085,19 @@ def tales(seed: int, n: int | None = None) -> Iterator[Tale]:
     ['"Who', 'It', 'Zoe']
     """
     if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")  # Random(-1) equals Random(1)
-    uniform = random.Random(seed).random  # Python promises that its numbers never change
+        raise ValueError(
+            f"seed must be at least 0, got {seed}"
+        )  # Random(-1) equals Random(1)
+    uniform = random.Random(
+        seed
+    ).random  # Python promises that its numbers never change
     return islice((GRAMMAR.sample(uniform) for _ in repeat(None)), n)
 
 
 class EntropyFloor(NamedTuple):
-    """The lowest mean loss that any model can reach on Tiny Tales, with standard errors."""
+    """The lowest mean loss that any model can reach on Tiny Tales, with standard
+    errors.
+    """
 
     nats_per_token: float
     nats_per_token_error: float
@@ -1092,17 +1108,20 @@ class EntropyFloor(NamedTuple):
 
 
 def entropy_floor(tokenizer, n: int = 2000, seed: int = 1_000_003) -> EntropyFloor:
-    """Measure the entropy of Tiny Tales on `n` stories: sum of -log p over sum of tokens.
+    """Measure the entropy of Tiny Tales on `n` stories: sum of -log p over sum of
+    tokens.
 
-    Tokens are what `tokenizer.encode_ordinary(text)` gives. Every story counts one token more,
-    <|endoftext|>; it is no character. A model that knew the grammar by heart would have this loss.
-    A standard error needs an `n` of at least 2.
+    Tokens are what `tokenizer.encode_ordinary(text)` gives. Every story counts one
+    token more, <|endoftext|>; it is no character. A model that knew the grammar by
+    heart would have this loss. A standard error needs an `n` of at least 2.
     """
     sample = list(tales(seed, n))
     nats = [-tale.log_prob for tale in sample]
     tokens = [len(tokenizer.encode_ordinary(tale.text)) + 1 for tale in sample]
     characters = [len(tale.text) for tale in sample]
-    return EntropyFloor(*ratio(nats, tokens), *ratio(nats, characters), *ratio(nats, [1] * n))
+    return EntropyFloor(
+        *ratio(nats, tokens), *ratio(nats, characters), *ratio(nats, [1] * n)
+    )
 
 
 def ratio(tops: Sequence[float], bottoms: Sequence[float]) -> tuple[float, float]:
@@ -1120,7 +1139,9 @@ PRONOUNS = {
     "he": "he", "his": "he", "him": "he", "himself": "he",
 }  # fmt: skip
 TEXTS = [text for parts in GRAMMAR.templates.values() for text in parts[::2]]
-KNOWN_WORDS = frozenset(re.findall(WORD, " ".join(TEXTS).lower()))  # every word of the grammar
+KNOWN_WORDS = frozenset(
+    re.findall(WORD, " ".join(TEXTS).lower())
+)  # every word of the grammar
 
 
 class Quality(NamedTuple):
@@ -1134,10 +1155,11 @@ class Quality(NamedTuple):
 def quality(texts: Iterable[str]) -> Quality:
     """Measure generated texts; 1.0 three times for the grammar's own stories.
 
-    words: the share of words that exist in the grammar. pronouns: the share of texts in which all
-    of he, she, his, her, him, himself, herself agree with the first name (a text without a name
-    fails, one with a name and no pronoun is not counted). colors: the share of texts with one and
-    the same colour, among those that mention a colour twice or more. A share of nothing is 0.
+    words: the share of words that exist in the grammar. pronouns: the share of texts in
+    which all of he, she, his, her, him, himself, herself agree with the first name (a
+    text without a name fails, one with a name and no pronoun is not counted). colors:
+    the share of texts with one and the same colour, among those that mention a colour
+    twice or more. A share of nothing is 0.
     """
     known, pronouns, colors = [], [], []
     for text in texts:
@@ -1151,13 +1173,19 @@ def quality(texts: Iterable[str]) -> Quality:
         mentioned = [word for word in lower if word in RULES["colour"]]
         if len(mentioned) >= 2:
             colors.append(len(set(mentioned)) == 1)
-    return Quality(*(sum(hits) / max(len(hits), 1) for hits in (known, pronouns, colors)))
+    return Quality(
+        *(sum(hits) / max(len(hits), 1) for hits in (known, pronouns, colors))
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print stories with a blank line between them."""
-    parser = argparse.ArgumentParser(prog="python -m shared.tiny_tales", description="Tiny Tales.")
-    parser.add_argument("n", type=int, nargs="?", default=20, help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m shared.tiny_tales", description="Tiny Tales."
+    )
+    parser.add_argument(
+        "n", type=int, nargs="?", default=20, help="default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=2026, help="default: %(default)s")
     options = parser.parse_args(argv)
     print("\n\n".join(tale.text for tale in tales(options.seed, options.n)))

@@ -4,10 +4,12 @@ import ast
 
 
 def lines_of_code(source: str) -> int:
-    """Return the number of lines of `source` without blank lines, comments and docstrings."""
+    """Return the lines of code in `source`: no blanks, comments or docstrings."""
     lines = source.splitlines()
     code = {
-        n for n, line in enumerate(lines, 1) if line.strip() and not line.strip().startswith("#")
+        n
+        for n, line in enumerate(lines, 1)
+        if line.strip() and not line.strip().startswith("#")
     }
     holder = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(ast.parse(source)):

@@ -1,4 +1,4 @@
-"""Print one of the README's two commands, so that machines run exactly what readers paste.
+"""Print one of the README's two commands, so that machines run what readers paste.
 
 python3 tests/readme_command.py open|test
 """
@@ -11,9 +11,11 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def readme_command(name: str) -> str:
-    """Return the shell block that follows the comment `<!-- command: NAME -->` in the README."""
+    """Return the README's shell block after the comment `<!-- command: NAME -->`."""
     pattern = rf"<!-- command: {name} -->\s*```(?:sh|bash)\n(.*?)```"
-    if not (found := re.findall(pattern, README.read_text(encoding="utf-8"), re.DOTALL)):
+    if not (
+        found := re.findall(pattern, README.read_text(encoding="utf-8"), re.DOTALL)
+    ):
         raise SystemExit(f"the README has no command named {name!r}")
     return found[0].strip()
 

@@ -28,7 +28,10 @@ shapes = st.tuples(
 )
 # no shrinking: a failure should show within seconds
 many_shapes = settings(
-    max_examples=60, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
 )
 
 
@@ -48,7 +51,7 @@ def assert_same(actual, expected):
 
 
 def by_definition(layer: MultiHeadAttention, x: torch.Tensor) -> torch.Tensor:
-    """Attention with Python loops over texts, heads and queries, straight from the formula."""
+    """Attention with loops over texts, heads and queries, straight from the formula."""
     rows = []
     size = layer.head_dim
     for text in x:
@@ -70,10 +73,13 @@ def by_definition(layer: MultiHeadAttention, x: torch.Tensor) -> torch.Tensor:
 def test_equals_the_definition(shape):
     batch, n_tokens, heads, size, bias, dtype, seed = shape
     torch.manual_seed(seed)
-    layer = MultiHeadAttention(5, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(dtype)
+    layer = MultiHeadAttention(5, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(
+        dtype
+    )
     x = torch.randn(batch, n_tokens, 5, dtype=dtype)
     assert_same(
-        values_and_gradients(layer, x), values_and_gradients(lambda x: by_definition(layer, x), x)
+        values_and_gradients(layer, x),
+        values_and_gradients(lambda x: by_definition(layer, x), x),
     )
 
 
@@ -83,7 +89,9 @@ def test_equals_torch_multihead_attention(shape):
     batch, n_tokens, heads, size, bias, dtype, seed = shape
     torch.manual_seed(seed)
     width = heads * size
-    layer = MultiHeadAttention(width, width, n_tokens, 0.0, heads, qkv_bias=bias).to(dtype)
+    layer = MultiHeadAttention(width, width, n_tokens, 0.0, heads, qkv_bias=bias).to(
+        dtype
+    )
     reference = nn.MultiheadAttention(width, heads, batch_first=True, dtype=dtype)
     parts = [layer.W_query, layer.W_key, layer.W_value]
     state = {
@@ -106,7 +114,8 @@ def test_equals_torch_multihead_attention(shape):
 def test_gpt2_weights_fit_as_the_docstring_says():
     torch.manual_seed(0)
     width, heads, n_tokens = 12, 3, 6
-    c_attn, bias = torch.randn(width, 3 * width), torch.randn(3 * width)  # GPT-2's Conv1D: x @ W
+    # GPT-2's Conv1D: x @ W
+    c_attn, bias = torch.randn(width, 3 * width), torch.randn(3 * width)
     c_proj, proj_bias = torch.randn(width, width), torch.randn(width)
     layer = MultiHeadAttention(width, width, n_tokens, 0.0, heads, qkv_bias=True)
     state = {"out_proj.weight": c_proj.T, "out_proj.bias": proj_bias}
@@ -118,11 +127,15 @@ def test_gpt2_weights_fit_as_the_docstring_says():
     x = torch.randn(2, n_tokens, width)
     q, k, v = (x @ c_attn + bias).split(width, dim=2)
     q, k, v = (t.view(2, n_tokens, heads, -1).transpose(1, 2) for t in (q, k, v))
-    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    y = (
+        F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        .transpose(1, 2)
+        .flatten(2)
+    )
     torch.testing.assert_close(layer(x), y @ c_proj + proj_bias)
 
 
-# --- causality --------------------------------------------------------------------------------
+# --- causality ------------------------------------------------------------------------
 
 
 def test_nothing_leaks_from_the_future():
@@ -130,7 +143,7 @@ def test_nothing_leaks_from_the_future():
 
 
 def attention_hiding(hidden: torch.Tensor):
-    """Return attention of the inputs with themselves that does not look where `hidden` is True."""
+    """Return self-attention of the inputs that does not look where `hidden` is True."""
     return lambda x: (x @ x.mT).masked_fill(hidden, -torch.inf).softmax(dim=-1) @ x
 
 
@@ -143,7 +156,8 @@ def test_the_leak_test_catches_broken_masks():
     assert future_leak(lambda x: x.flip(1), 5, 3) > 0.01
     assert future_leak(lambda x: x.cumsum(1), 5, 3) == 0.0
     last = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]).view(1, 5, 1)
-    assert future_leak(lambda x: x + (x * last).roll(-1, dims=1), 5, 3) > 0.01  # only 4 sees 5
+    # Only 4 sees 5
+    assert future_leak(lambda x: x + (x * last).roll(-1, dims=1), 5, 3) > 0.01
     with pytest.raises(ValueError, match="not finite"):
         future_leak(lambda x: x.cumsum(1) * float("nan"), 5, 3)
     with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
@@ -159,23 +173,23 @@ def test_dropout_only_in_training():
     assert not torch.allclose(layer(x), layer(x))
     torch.testing.assert_close(layer.eval()(x), plain(x))
     layer.train()
-    mean = torch.stack([layer(x) for _ in range(3_000)]).mean(0)  # what is kept is scaled up
+    # What is kept is scaled up
+    mean = torch.stack([layer(x) for _ in range(3_000)]).mean(0)
     torch.testing.assert_close(mean, plain(x), atol=0.06, rtol=0)
 
 
 def test_the_layer_follows_its_input_to_another_device():
     layer = MultiHeadAttention(6, 4, 8, 0.0, 2).to("meta")
-    assert not list(layer.buffers())  # nothing that could be left behind, or fill a checkpoint
-    x, pad_left = (
-        torch.empty(2, 5, 6, device="meta"),
-        torch.empty(2, dtype=torch.int64, device="meta"),
-    )
+    # Nothing that could be left behind, or fill a checkpoint
+    assert not list(layer.buffers())
+    x = torch.empty(2, 5, 6, device="meta")
+    pad_left = torch.empty(2, dtype=torch.int64, device="meta")
     for padding in (None, pad_left):
         assert layer(x, pad_left=padding).device.type == "meta"
         assert layer.attention_weights(x, pad_left=padding).device.type == "meta"
 
 
-# --- cache and padding ------------------------------------------------------------------------
+# --- cache and padding ----------------------------------------------------------------
 
 
 def steps_of(n_tokens: int, cuts: list[int]) -> list[slice]:
@@ -189,7 +203,9 @@ def test_cached_pass_equals_full_pass_with_and_without_padding(shape, cuts, data
     batch, n_tokens, heads, size, bias, dtype, seed = shape
     torch.manual_seed(seed)
     layer = (
-        MultiHeadAttention(6, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(dtype).eval()
+        MultiHeadAttention(6, heads * size, n_tokens, 0.0, heads, qkv_bias=bias)
+        .to(dtype)
+        .eval()
     )
     x = torch.randn(batch, n_tokens, 6, dtype=dtype)
     padding = st.lists(st.integers(0, n_tokens - 1), min_size=batch, max_size=batch)
@@ -212,7 +228,11 @@ def test_a_row_does_not_notice_its_padding_or_its_neighbours(shape, data):
     torch.manual_seed(seed)
     lengths = data.draw(st.lists(st.integers(1, 7), min_size=batch, max_size=batch))
     longest = max(lengths) + data.draw(st.integers(0, 2))
-    layer = MultiHeadAttention(6, heads * size, longest, 0.0, heads, qkv_bias=bias).to(dtype).eval()
+    layer = (
+        MultiHeadAttention(6, heads * size, longest, 0.0, heads, qkv_bias=bias)
+        .to(dtype)
+        .eval()
+    )
     rows = [torch.randn(1, n, 6, dtype=dtype) for n in lengths]
     padded = torch.cat(
         [
@@ -234,7 +254,9 @@ def test_a_row_does_not_notice_its_padding_or_its_neighbours(shape, data):
 def test_shown_weights_are_the_used_ones(shape):
     batch, n_tokens, heads, size, bias, dtype, seed = shape
     torch.manual_seed(seed)
-    layer = MultiHeadAttention(6, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(dtype)
+    layer = MultiHeadAttention(6, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(
+        dtype
+    )
     x = torch.randn(batch, n_tokens, 6, dtype=dtype)
     weights = layer.attention_weights(x)
     assert weights.shape == (batch, heads, n_tokens, n_tokens)
@@ -274,7 +296,7 @@ def test_training_memory_grows_linearly():
     assert small > 512 * 32 * 4  # the counter does count
 
 
-# --- bad input --------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------
 
 
 def cached_call(layer=None, x_shape=(2, 3, 8), **cache):
@@ -287,7 +309,9 @@ def cached_call(layer=None, x_shape=(2, 3, 8), **cache):
 
 def padded_call(method: str):
     layer = MultiHeadAttention(8, 8, 6, 0.0, 2)
-    return getattr(layer, method)(torch.randn(2, 3, 8), pad_left=torch.tensor([0, 1, 2]))
+    return getattr(layer, method)(
+        torch.randn(2, 3, 8), pad_left=torch.tensor([0, 1, 2])
+    )
 
 
 @pytest.mark.parametrize(
@@ -295,24 +319,39 @@ def padded_call(method: str):
     [
         (lambda: MultiHeadAttention(8, 10, 6, 0.0, 3), "d_out = 10 .* 3 heads"),
         (lambda: MultiHeadAttention(8, 8, 6, 0.0, 0), "0 heads"),
-        (lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(1, 7, 8)), "0 .* 7 .* 6 tokens"),
+        (
+            lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(1, 7, 8)),
+            "0 .* 7 .* 6 tokens",
+        ),
         (
             lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(1, 4, 9)),
             r"8\), got \(1, 4, 9\)",
         ),
-        (lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(4, 8)), r"got \(4, 8\)"),
+        (
+            lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(4, 8)),
+            r"got \(4, 8\)",
+        ),
         (lambda: cached_call(x_shape=(2, 5, 8)), "full: 0 of 4 tokens used, 5 more"),
         (lambda: cached_call(x_shape=(2, 7, 8), max_tokens=9), "7 now .* 6 tokens"),
         (lambda: cached_call(batch_size=3), r"\(3, 2, T, 4\), got \(2, 2, 3, 4\)"),
         (lambda: cached_call(n_kv_heads=1), r"\(2, 1, T, 4\)"),
-        (lambda: cached_call(dtype=torch.float64), "torch.float64.*, got .torch.float32"),
+        (
+            lambda: cached_call(dtype=torch.float64),
+            "torch.float64.*, got .torch.float32",
+        ),
         (lambda: cached_call(device="meta"), "meta.*, got .*cpu"),
         (lambda: attention_mask(3, 2), "3 queries cannot be the last of 2 keys"),
         (lambda: attention_mask(0, 2), "0 queries"),
         (lambda: padded_call("forward"), r"pad_left \(3,\) does not fit 2 rows"),
-        (lambda: padded_call("attention_weights"), r"pad_left \(3,\) does not fit 2 rows"),
+        (
+            lambda: padded_call("attention_weights"),
+            r"pad_left \(3,\) does not fit 2 rows",
+        ),
         (lambda: KVCache(1, 2, 2, 0, 4), r"at least 1, got \(1, 2, 2, 0, 4\)"),
-        (lambda: plot_attention(torch.ones(2, 3, 3), ["a", "b"]), r"\(2, 3, 3\) do not fit 2"),
+        (
+            lambda: plot_attention(torch.ones(2, 3, 3), ["a", "b"]),
+            r"\(2, 3, 3\) do not fit 2",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -341,5 +380,9 @@ def test_plots_draw_what_they_are_given():
     figure = plot_attention(weights, ["a", "b", "c"])
     images = [ax.images[0].get_array() for ax in figure.axes if ax.images]
     assert len(images) >= 5 and (images[0] == torch.eye(3).numpy()).all()
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [
+        "a",
+        "b",
+        "c",
+    ]
     plt.close("all")

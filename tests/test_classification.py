@@ -46,12 +46,14 @@ def some_rows(n: int = 9) -> list[list[int]]:
     return [torch.randint(300, (int(k),)).tolist() for k in torch.randint(1, 30, (n,))]
 
 
-# --- messages ----------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------
 
 
 def test_the_courses_own_messages():
     table = load_messages()
-    assert list(table.columns) == ["label", "text", "split"] and 780 <= len(table) <= 880
+    assert (
+        list(table.columns) == ["label", "text", "split"] and 780 <= len(table) <= 880
+    )
     assert abs((table["label"] == "spam").mean() - 0.5) < 0.03
     sizes = table["split"].value_counts()
     assert sizes["test"] >= 200 and set(sizes.index) == {"train", "validation", "test"}
@@ -65,20 +67,28 @@ def write(path, lines: list[str]):
 
 def test_a_collection_without_splits_is_balanced(tmp_path):
     lines = [f'ham\tmessage "{n} with a quote' for n in range(70)]
-    lines += [f"spam\twin {n}" for n in range(30)] + ["spam\twin 0"] * 9  # copies are dropped
+    lines += [f"spam\twin {n}" for n in range(30)] + [
+        "spam\twin 0"
+    ] * 9  # copies are dropped
     path = write(tmp_path / "all", lines)
     table = load_messages(path)
     counts = table.groupby(["split", "label"]).size().to_dict()
     expected = {"train": 21, "validation": 3, "test": 6}
-    assert counts == {(split, label): n for split, n in expected.items() for label in LABELS}
-    assert table.equals(load_messages(path)) and not table.equals(load_messages(path, seed=1))
+    assert counts == {
+        (split, label): n for split, n in expected.items() for label in LABELS
+    }
+    assert table.equals(load_messages(path)) and not table.equals(
+        load_messages(path, seed=1)
+    )
     assert not table["text"].duplicated().any()
 
 
 def test_the_public_collection_is_fetched_on_request(tmp_path, monkeypatch):
     lines = [f"{label}\t{label} {n}" for label in LABELS for n in range(10)]
     path = write(tmp_path / "SMSSpamCollection", lines)
-    monkeypatch.setattr(classification, "fetch", {"texts/SMSSpamCollection": path}.__getitem__)
+    monkeypatch.setattr(
+        classification, "fetch", {"texts/SMSSpamCollection": path}.__getitem__
+    )
     assert len(load_messages("sms-spam")) == 20
     assert not fetch.ARTIFACTS["texts/SMSSpamCollection"].default
 
@@ -88,10 +98,19 @@ def test_the_public_collection_is_fetched_on_request(tmp_path, monkeypatch):
     [
         (["only one column", "of text"], "lacks the columns text"),
         (["label\tbody", "ham\thello"], "lacks the columns text"),
-        (["ham\thello", "eggs\tbye"], "unknown labels: 'eggs'; there are only ham and spam"),
+        (
+            ["ham\thello", "eggs\tbye"],
+            "unknown labels: 'eggs'; there are only ham and spam",
+        ),
         (["ham\thello", "ham\tbye"], "no messages with the label spam"),
-        (["ham\thello", "spam\tbye"], "needs 10 different messages of each label, has 1"),
-        (["ham\thello", "spam\thello"], "needs 10 different messages of each label, has 0"),
+        (
+            ["ham\thello", "spam\tbye"],
+            "needs 10 different messages of each label, has 1",
+        ),
+        (
+            ["ham\thello", "spam\thello"],
+            "needs 10 different messages of each label, has 0",
+        ),
     ],
 )
 def test_tables_that_do_not_fit(tmp_path, lines, message):
@@ -104,10 +123,14 @@ def test_long_and_empty_messages():
         rows = encode_messages(["see you at six, win a prize", "a", ""], TOKENIZER, 3)
     assert [len(row) for row in rows] == [3, 1, 1] and rows[2] == [TOKENIZER.eot_token]
     ids, lengths = pad_batch(rows, 7)
-    assert ids.shape == (3, 3) and lengths.tolist() == [3, 1, 1] and ids[1, 1:].tolist() == [7, 7]
+    assert (
+        ids.shape == (3, 3)
+        and lengths.tolist() == [3, 1, 1]
+        and ids[1, 1:].tolist() == [7, 7]
+    )
 
 
-# --- the classifier ----------------------------------------------------------------------------
+# --- the classifier -------------------------------------------------------------------
 
 
 @each_model
@@ -117,10 +140,15 @@ def test_only_the_top_is_trained(config, n_trained):
     trained = [name for name, p in classifier.named_parameters() if p.requires_grad]
     blocks = {int(name.split(".")[2]) for name in trained if ".blocks." in name}
     assert blocks == set(range(3 - n_trained, 3))
-    assert {name.split(".")[1] for name in trained} - {"blocks"} == {"final_norm", "out_head"}
+    assert {name.split(".")[1] for name in trained} - {"blocks"} == {
+        "final_norm",
+        "out_head",
+    }
     assert classifier.model.tok_emb.weight.shape == (300, 16)
     ids, lengths = pad_batch(some_rows(), 0)
-    F.cross_entropy(classifier(ids, lengths), torch.ones(9, dtype=torch.long)).backward()
+    F.cross_entropy(
+        classifier(ids, lengths), torch.ones(9, dtype=torch.long)
+    ).backward()
     assert all((p.grad is not None) == p.requires_grad for p in classifier.parameters())
 
 
@@ -159,7 +187,10 @@ def test_training_learns_and_keeps_the_best_epoch():
     pair = (states, labels)
     before = count_parameters(classifier, trainable=True)
     history = train_classifier(classifier, pair, pair, epochs=25, learning_rate=1e-2)
-    assert len(history) == 25 and history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
+    assert (
+        len(history) == 25
+        and history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
+    )
     best = min(record["val_loss"] for record in history)
     assert measure(classifier, pair)["loss"] == pytest.approx(best, rel=1e-4)
     assert count_parameters(classifier, trainable=True) == before
@@ -175,14 +206,17 @@ def test_a_classifier_comes_back(tmp_path):
     classifier = build(GPT)
     with torch.no_grad():
         for p in classifier.parameters():
-            p += p.requires_grad * 0.1 * torch.randn_like(p)  # as if it had been trained
+            # As if it had been trained
+            p += p.requires_grad * 0.1 * torch.randn_like(p)
     torch.manual_seed(0)
     save_model(GPTModel(GPT), tmp_path / "base")
     save_classifier(classifier, str(tmp_path / "base"), tmp_path / "filter")
     again = load_classifier(tmp_path / "filter")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first, second = (classify(c, TOKENIZER, "win a prize") for c in (classifier, again))
+        first, second = (
+            classify(c, TOKENIZER, "win a prize") for c in (classifier, again)
+        )
     assert first == second and first[0] in LABELS and 0.5 <= first[1] <= 1
     with pytest.warns(UserWarning, match="cut to 40 tokens"):
         classify(again, TOKENIZER, "win " * 100)
@@ -196,7 +230,9 @@ def test_paired_difference():
 def test_other_labels_come_back(tmp_path):
     torch.manual_seed(0)
     save_model(GPTModel(GPT), tmp_path / "base")
-    three = Classifier(load_pretrained(tmp_path / "base"), ("bad", "so-so", "good")).eval()
+    three = Classifier(
+        load_pretrained(tmp_path / "base"), ("bad", "so-so", "good")
+    ).eval()
     save_classifier(three, str(tmp_path / "base"), tmp_path / "three")
     again = load_classifier(tmp_path / "three")
     assert again.labels == ("bad", "so-so", "good")

@@ -1,4 +1,4 @@
-"""The messages and instructions that were written for this course are varied, and well-formed."""
+"""The messages and instructions written for this course are varied and well-formed."""
 
 import json
 from collections import Counter
@@ -24,15 +24,19 @@ def preferences() -> list[dict]:
 
 TEXTS = {
     "messages": lambda: list(load_messages()["text"]),
-    "instructions": lambda: [f"{e['instruction']} {e['input']}".strip() for e in instructions()],
+    "instructions": lambda: [
+        f"{e['instruction']} {e['input']}".strip() for e in instructions()
+    ],
     "preferences": lambda: [pair["prompt"] for pair in preferences()],
 }
 each_text = pytest.mark.parametrize("name", TEXTS)
 
 
 def similarities(texts: list[str]) -> torch.Tensor:
-    """Return the Jaccard similarity (N, N) of the sets of character 5-grams, 0 on the diagonal."""
-    grams = [{t[i : i + 5] for i in range(max(1, len(t) - 4))} for t in map(str.lower, texts)]
+    """Return the Jaccard similarity (N, N) of sets of 5-grams, 0 on the diagonal."""
+    grams = [
+        {t[i : i + 5] for i in range(max(1, len(t) - 4))} for t in map(str.lower, texts)
+    ]
     number = {gram: n for n, gram in enumerate(sorted(set.union(*grams)))}
     has = torch.zeros(len(texts), len(number))
     for row, found in zip(has, grams, strict=True):

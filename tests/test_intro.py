@@ -30,12 +30,16 @@ def test_counts_and_cross_entropy_by_hand():
 def test_smoothing_by_hand():
     model = BigramModel().fit([0, 1, 0], vocab_size=3, alpha=1)
     assert model.probabilities()[0].tolist() == pytest.approx([1 / 4, 2 / 4, 1 / 4])
-    assert model.probabilities()[2].tolist() == pytest.approx([1 / 3] * 3)  # never seen: uniform
+    # Never seen: uniform
+    assert model.probabilities()[2].tolist() == pytest.approx([1 / 3] * 3)
     assert BigramModel().fit([0, 1, 0], 3, alpha=0).cross_entropy([0, 2]) == math.inf
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(st.integers(0, 6), min_size=2, max_size=60), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+@given(
+    st.lists(st.integers(0, 6), min_size=2, max_size=60),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+)
 def test_equals_counting_with_a_dictionary(ids, alpha):
     model = BigramModel().fit(ids, vocab_size=7, alpha=alpha)
     total = 0.0
@@ -44,7 +48,9 @@ def test_equals_counting_with_a_dictionary(ids, alpha):
         total -= math.log((pairs + alpha) / (sum(x == a for x in ids[:-1]) + 7 * alpha))
     assert model.cross_entropy(ids) == pytest.approx(total / (len(ids) - 1), abs=1e-12)
     table = model.probabilities()
-    from_table = -sum(math.log(table[a, b]) for a, b in zip(ids[:-1], ids[1:], strict=True))
+    from_table = -sum(
+        math.log(table[a, b]) for a, b in zip(ids[:-1], ids[1:], strict=True)
+    )
     assert from_table == pytest.approx(total, abs=1e-11)
 
 
@@ -80,7 +86,8 @@ def test_environment_check_says_what_is_missing(tmp_path, capsys):
     pins.write_text("# comment\nno-such-package==1.0\ntorch==0.0.1\n-e .\n")
     problems = " ".join(check_environment(pins))
     assert (
-        "no-such-package is missing" in problems and "pip install no-such-package==1.0" in problems
+        "no-such-package is missing" in problems
+        and "pip install no-such-package==1.0" in problems
     )
     assert "made with 0.0.1" in problems
     assert "no-such-package" in capsys.readouterr().out
@@ -90,7 +97,11 @@ def test_helpers():
     set_seed(5)
     first = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
     set_seed(5)
-    assert first == (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())
+    assert first == (
+        torch.rand(3).tolist(),
+        np.random.rand(3).tolist(),
+        random.random(),
+    )
     torch.zeros(1, device=get_device())
     with mpl.rc_context():
         use_course_style()

@@ -21,7 +21,10 @@ from shared.lora import (
 )
 
 MODELS = {
-    "gpt": (GPTModel, GPTConfig(300, 40, emb_dim=16, n_heads=2, n_layers=3, qkv_bias=True)),
+    "gpt": (
+        GPTModel,
+        GPTConfig(300, 40, emb_dim=16, n_heads=2, n_layers=3, qkv_bias=True),
+    ),
     "llama": (LlamaModel, LlamaConfig(300, 40, 16, 2, 1, 3, hidden_dim=24)),
 }
 each_model = pytest.mark.parametrize("kind", MODELS)
@@ -48,10 +51,14 @@ def test_a_layer_is_the_sum_of_two_products():
     linear = nn.Linear(6, 4)
     layer, x = LoRALayer(linear, rank=2, alpha=3), torch.randn(5, 7, 6)
     assert torch.equal(layer(x), linear(x)) and not layer.linear.weight.requires_grad
-    assert layer.A.shape == (2, 6) and layer.B.shape == (4, 2) and layer.A.abs().sum() > 0
+    assert (
+        layer.A.shape == (2, 6) and layer.B.shape == (4, 2) and layer.A.abs().sum() > 0
+    )
     nn.init.normal_(layer.B)
     whole = linear.weight + 1.5 * layer.B @ layer.A
-    torch.testing.assert_close(layer(x), F.linear(x, whole, linear.bias), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        layer(x), F.linear(x, whole, linear.bias), atol=1e-5, rtol=1e-5
+    )
     layer.on = False
     assert torch.equal(layer(x), linear(x))
 
@@ -71,8 +78,12 @@ def test_a_model_is_unchanged_at_first_and_trains_only_adapters(kind):
     assert torch.equal(model(IDS), before)
     assert len(lora_layers(model)) == 4 * 3
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert {name.rpartition(".")[2] for name in trained} == {"A", "B"} and len(trained) == 24
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    assert {name.rpartition(".")[2] for name in trained} == {"A", "B"} and len(
+        trained
+    ) == 24
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], 1e-2
+    )
     for _ in range(2):
         optimizer.zero_grad()
         model(IDS).logsumexp(-1).mean().backward()
@@ -136,9 +147,14 @@ def test_adapters_are_kept_and_exchanged(kind, tmp_path):
             outputs.append(model(IDS))
         assert torch.equal(load_adapter(model, tmp_path / "1")(IDS), outputs[0])
         assert torch.equal(load_adapter(model, tmp_path / "2")(IDS), outputs[1])
-        fresh = load_adapter(build(kind), tmp_path / "2")  # gets its layers from the settings
-        assert torch.equal(fresh(IDS), outputs[1]) and not torch.equal(outputs[1], plain)
-        other_alpha = load_adapter(apply_lora(build(kind), rank=2, alpha=1), tmp_path / "1")
+        # Gets its layers from the settings
+        fresh = load_adapter(build(kind), tmp_path / "2")
+        assert torch.equal(fresh(IDS), outputs[1]) and not torch.equal(
+            outputs[1], plain
+        )
+        other_alpha = load_adapter(
+            apply_lora(build(kind), rank=2, alpha=1), tmp_path / "1"
+        )
         assert torch.equal(other_alpha(IDS), outputs[0])
     assert not (fresh.tok_emb.weight.requires_grad)
     size = sum(file.stat().st_size for file in (tmp_path / "1").iterdir())
@@ -165,12 +181,21 @@ def test_an_adapter_for_another_model(tmp_path):
     small = LlamaModel(LlamaConfig(300, 40, 16, 2, 1, 2, hidden_dim=24)).eval()
     more = LlamaModel(LlamaConfig(300, 40, 16, 2, 1, 4, hidden_dim=24)).eval()
     adapted = shaken(apply_lora(build("llama"), rank=4), 5)
-    for model, folder in ((build("llama"), "gpt"), (small, "two"), (more, "two"), (adapted, "two")):
+    for model, folder in (
+        (build("llama"), "gpt"),
+        (small, "two"),
+        (more, "two"),
+        (adapted, "two"),
+    ):
         with torch.no_grad():
             before, n_layers = model(IDS), len(lora_layers(model))
-            with pytest.raises(ValueError, match="is for another model: [0-9]+ names or shapes"):
+            with pytest.raises(
+                ValueError, match="is for another model: [0-9]+ names or shapes"
+            ):
                 load_adapter(model, tmp_path / folder)
-            assert torch.equal(model(IDS), before) and len(lora_layers(model)) == n_layers
+            assert (
+                torch.equal(model(IDS), before) and len(lora_layers(model)) == n_layers
+            )
 
 
 def test_an_adapter_that_is_not_there(tmp_path):

@@ -1,4 +1,4 @@
-"""Chapter 4: both models against transformers' stored results, torch, and themselves."""
+"""Chapter 4: both models against transformers' results, torch, and themselves."""
 
 import cmath
 import math
@@ -43,10 +43,22 @@ from shared.pretraining import generate
 FIXTURES = Path(__file__).parent / "fixtures"
 GPT = GPTConfig(61, 20, emb_dim=24, n_heads=3, n_layers=2, qkv_bias=True)
 LLAMA = LlamaConfig(
-    61, 20, 24, 6, 2, 2, hidden_dim=40, rope_base=500.0, norm_eps=1e-2, tie_weights=False
+    61,
+    20,
+    24,
+    6,
+    2,
+    2,
+    hidden_dim=40,
+    rope_base=500.0,
+    norm_eps=1e-2,
+    tie_weights=False,
 )
 few = settings(
-    max_examples=40, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
 )
 each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
 
@@ -54,13 +66,14 @@ each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"
 def build(config, seed: int = 0):
     torch.manual_seed(seed)
     model = (GPTModel if isinstance(config, GPTConfig) else LlamaModel)(config).eval()
-    with torch.no_grad():  # far from the start, so that nothing is nearly zero by accident
+    # Far from the start, so that nothing is nearly zero by accident
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3).add_(1.0 if parameter.ndim == 1 else 0.0)
     return model
 
 
-# --- against transformers --------------------------------------------------------------------
+# --- against transformers -------------------------------------------------------------
 
 
 def gpt2_names(prefix: str) -> dict[str, tuple[str, bool, int | None]]:
@@ -75,7 +88,8 @@ def gpt2_names(prefix: str) -> dict[str, tuple[str, bool, int | None]]:
         "norm1": ("ln_1", None), "norm2": ("ln_2", None),
         "attention.out_proj": ("attn.c_proj", None),
         "attention.W_query": ("attn.c_attn", 0), "attention.W_key": ("attn.c_attn", 1),
-        "attention.W_value": ("attn.c_attn", 2), "feed_forward.expand": ("mlp.c_fc", None),
+        "attention.W_value": ("attn.c_attn", 2),
+        "feed_forward.expand": ("mlp.c_fc", None),
         "feed_forward.project": ("mlp.c_proj", None),
     }  # fmt: skip
     for layer in range(GPT.n_layers):
@@ -97,7 +111,9 @@ def gpt2_state(stored: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.
     return state
 
 
-def llama_state(stored: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def llama_state(
+    stored: dict[str, torch.Tensor], prefix: str
+) -> dict[str, torch.Tensor]:
     state = {
         "tok_emb.weight": stored[f"{prefix}model.embed_tokens.weight"],
         "final_norm.weight": stored[f"{prefix}model.norm.weight"],
@@ -106,7 +122,8 @@ def llama_state(stored: dict[str, torch.Tensor], prefix: str) -> dict[str, torch
     parts = {
         "norm1": "input_layernorm", "norm2": "post_attention_layernorm",
         "attention.W_query": "self_attn.q_proj", "attention.W_key": "self_attn.k_proj",
-        "attention.W_value": "self_attn.v_proj", "attention.out_proj": "self_attn.o_proj",
+        "attention.W_value": "self_attn.v_proj",
+        "attention.out_proj": "self_attn.o_proj",
         "feed_forward.gate": "mlp.gate_proj", "feed_forward.up": "mlp.up_proj",
         "feed_forward.project": "mlp.down_proj",
     }  # fmt: skip
@@ -129,7 +146,9 @@ def llama_state(stored: dict[str, torch.Tensor], prefix: str) -> dict[str, torch
 def test_logits_and_gradients_equal_those_of_transformers(name, config, state_of):
     stored = load_file(FIXTURES / f"{name}.safetensors")
     model = build(config)
-    missing, unexpected = model.load_state_dict(state_of(stored, "model."), strict=False)
+    missing, unexpected = model.load_state_dict(
+        state_of(stored, "model."), strict=False
+    )
     assert not unexpected and set(missing) <= {"out_head.weight"}  # GPT-2's is tied
     logits = model(stored["token_ids"])
     torch.testing.assert_close(logits, stored["logits"], atol=1e-4, rtol=0)
@@ -139,16 +158,21 @@ def test_logits_and_gradients_equal_those_of_transformers(name, config, state_of
     loss.backward()
     parameters = dict(model.named_parameters())
     for key, expected in state_of(stored, "grad.").items():
-        torch.testing.assert_close(parameters[key].grad, expected, atol=2e-5, rtol=1e-3, msg=key)
+        torch.testing.assert_close(
+            parameters[key].grad, expected, atol=2e-5, rtol=1e-3, msg=key
+        )
 
 
-# --- parts -----------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------
 
 
 def test_norms_equal_torch():
     torch.manual_seed(0)
     x = torch.randn(3, 5, 16, dtype=torch.float64) * 7 + 2
-    for ours, reference in [(LayerNorm(16), nn.LayerNorm(16)), (RMSNorm(16), nn.RMSNorm(16, 1e-5))]:
+    for ours, reference in [
+        (LayerNorm(16), nn.LayerNorm(16)),
+        (RMSNorm(16), nn.RMSNorm(16, 1e-5)),
+    ]:
         ours, reference = ours.double(), reference.double()
         with torch.no_grad():
             for parameter in ours.parameters():
@@ -184,12 +208,17 @@ def test_fast_product_equals_the_usual_one(batch, d_in, d_out, bias, strided, se
     layer = nn.Linear(d_in, d_out, bias=bias)
     probe = torch.randn(*batch, d_out)
     results = []
-    for function in (layer, lambda x: OneDNNLinear.apply(x.contiguous(), layer.weight, layer.bias)):
+    for function in (
+        layer,
+        lambda x: OneDNNLinear.apply(x.contiguous(), layer.weight, layer.bias),
+    ):
         layer.zero_grad()
         leaf = x.clone().requires_grad_()
         out = function(leaf)
         (out * probe).sum().backward()
-        results.append([out.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters())])
+        results.append(
+            [out.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters())]
+        )
     for usual, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, usual, atol=1e-4, rtol=1e-4)
 
@@ -213,7 +242,9 @@ def test_linear_takes_every_dtype_and_expanded_gradients(use_onednn, monkeypatch
     fast[0].weight.requires_grad_(False)
     torch.testing.assert_close(fast(x).detach(), usual(x).detach())
     for dtype in (torch.float64, torch.bfloat16):
-        torch.testing.assert_close(fast.to(dtype)(x.to(dtype)), usual.to(dtype)(x.to(dtype)))
+        torch.testing.assert_close(
+            fast.to(dtype)(x.to(dtype)), usual.to(dtype)(x.to(dtype))
+        )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast.float()(x).dtype == torch.bfloat16
 
@@ -239,8 +270,12 @@ def test_rotary_scores_depend_on_the_distance_only(pairs, m, n, shift, seed):
     far = Rotary(2 * pairs, 8192, 100_000.0)(q, torch.tensor([8191]))[0, 0, 0]
     for pair in range(pairs):
         angle = 8191 * 100_000.0 ** (-2 * pair / (2 * pairs))
-        expected = complex(*q[0, 0, 0, 2 * pair : 2 * pair + 2].tolist()) * cmath.exp(1j * angle)
-        torch.testing.assert_close(far[2 * pair].item(), expected.real, atol=1e-5, rtol=0)
+        expected = complex(*q[0, 0, 0, 2 * pair : 2 * pair + 2].tolist()) * cmath.exp(
+            1j * angle
+        )
+        torch.testing.assert_close(
+            far[2 * pair].item(), expected.real, atol=1e-5, rtol=0
+        )
     for pair in range(pairs):  # by hand
         angle = m * 10_000.0 ** (-2 * pair / (2 * pairs))
         a, b = q[0, 0, 0, 2 * pair : 2 * pair + 2].tolist()
@@ -248,10 +283,9 @@ def test_rotary_scores_depend_on_the_distance_only(pairs, m, n, shift, seed):
             a * math.cos(angle) - b * math.sin(angle),
             a * math.sin(angle) + b * math.cos(angle),
         ]
-        torch.testing.assert_close(
-            turned[2 * pair : 2 * pair + 2], torch.tensor(expected, dtype=torch.float64),
-            atol=1e-5, rtol=0,
-        )  # fmt: skip
+        expected = torch.tensor(expected, dtype=torch.float64)
+        both = turned[2 * pair : 2 * pair + 2]
+        torch.testing.assert_close(both, expected, atol=1e-5, rtol=0)
 
 
 def test_rotary_orders_are_each_others_inverse_and_leave_the_input_alone():
@@ -263,7 +297,9 @@ def test_rotary_orders_are_each_others_inverse_and_leave_the_input_alone():
     before = x.clone()
     Rotary(4, 8)(x, torch.arange(3))
     torch.testing.assert_close(x, before)
-    half = Rotary(4, 600)(torch.ones(1, 1, 1, 4, dtype=torch.bfloat16), torch.tensor([599]))
+    half = Rotary(4, 600)(
+        torch.ones(1, 1, 1, 4, dtype=torch.bfloat16), torch.tensor([599])
+    )
     exact = Rotary(4, 600)(torch.ones(1, 1, 1, 4), torch.tensor([599]))
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), exact, atol=0.01, rtol=0)
@@ -271,19 +307,27 @@ def test_rotary_orders_are_each_others_inverse_and_leave_the_input_alone():
 
 def test_token_positions():
     assert token_positions(3, 2).tolist() == [2, 3, 4]
-    assert token_positions(4, 0, torch.tensor([0, 3])).tolist() == [[0, 1, 2, 3], [0, 0, 0, 0]]
+    assert token_positions(4, 0, torch.tensor([0, 3])).tolist() == [
+        [0, 1, 2, 3],
+        [0, 0, 0, 0],
+    ]
     assert token_positions(1, 4, torch.tensor([0, 3])).tolist() == [[4], [1]]
 
 
-# --- models ----------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------
 
 
 def test_parameter_counts():
     with torch.device("meta"):
-        counts = {name: count_parameters(GPTModel(config)) for name, config in GPT_CONFIGS.items()}
+        counts = {
+            name: count_parameters(GPTModel(config))
+            for name, config in GPT_CONFIGS.items()
+        }
         plain = GPTConfig()
         assert count_parameters(GPTModel(plain)) == 124_412_160
-        assert count_parameters(GPTModel(replace(plain, tie_weights=False))) == 163_009_536
+        assert (
+            count_parameters(GPTModel(replace(plain, tie_weights=False))) == 163_009_536
+        )
         assert count_parameters(LlamaModel(SMOLLM2_135M)) == 134_515_008
     published = {
         "124M": 124_439_808,
@@ -305,12 +349,16 @@ def test_a_fresh_model_is_undecided(config, tie):
     config = replace(config, vocab_size=2000, emb_dim=96, tie_weights=tie)
     model = (GPTModel if isinstance(config, GPTConfig) else LlamaModel)(config)
     token_ids = torch.randint(2000, (8, 20))
-    loss = F.cross_entropy(model(token_ids)[:, :-1].flatten(0, 1), token_ids[:, 1:].flatten())
+    loss = F.cross_entropy(
+        model(token_ids)[:, :-1].flatten(0, 1), token_ids[:, 1:].flatten()
+    )
     assert abs(loss.item() / math.log(2000) - 1) < 0.05
     assert model.tok_emb.weight.std().item() == pytest.approx(0.02, rel=0.05)
     into_stream = model.blocks[0].attention.out_proj.weight.std().item()
     assert into_stream == pytest.approx(0.02 / math.sqrt(2 * config.n_layers), rel=0.05)
-    assert all(p.eq(0).all() for name, p in model.named_parameters() if name.endswith("bias"))
+    assert all(
+        p.eq(0).all() for name, p in model.named_parameters() if name.endswith("bias")
+    )
 
 
 @each_model
@@ -322,11 +370,16 @@ def test_interface(config):
     torch.testing.assert_close(model.out_head(hidden), model(token_ids))
     for block in model.blocks:
         names = ("W_query", "W_key", "W_value", "out_proj")
-        assert all(isinstance(getattr(block.attention, name), nn.Linear) for name in names)
+        assert all(
+            isinstance(getattr(block.attention, name), nn.Linear) for name in names
+        )
         assert block(hidden).shape == hidden.shape
     cache = model.new_cache(2, 9)
     assert cache.layer(0).keys.shape[1] == config.n_kv_heads
-    assert len({module.config for module in model.modules() if hasattr(module, "config")}) == 1
+    assert (
+        len({module.config for module in model.modules() if hasattr(module, "config")})
+        == 1
+    )
 
     def stack(x):  # everything behind the embedding
         for block in model.blocks:
@@ -350,13 +403,21 @@ def test_replacing_the_head_leaves_the_table(config, tie):
 
 @each_model
 @few
-@given(st.integers(0, 10**6), st.lists(st.integers(1, 19), min_size=1, max_size=4), st.data())
-def test_cached_equals_uncached_for_unequal_rows_up_to_the_end(config, seed, lengths, data):
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 19), min_size=1, max_size=4),
+    st.data(),
+)
+def test_cached_equals_uncached_for_unequal_rows_up_to_the_end(
+    config, seed, lengths, data
+):
     model = build(config, seed)
     rows = [torch.randint(61, (1, n)) for n in lengths]
     longest = max(lengths)
     pad_left = torch.tensor([longest - n for n in lengths])
-    padded = torch.cat([F.pad(row, (longest - row.shape[1], 0), value=7) for row in rows])
+    padded = torch.cat(
+        [F.pad(row, (longest - row.shape[1], 0), value=7) for row in rows]
+    )
     full = model(padded, pad_left=pad_left)
     for row, logits, pad in zip(rows, full, pad_left.tolist(), strict=True):
         torch.testing.assert_close(logits[pad:], model(row)[0], atol=2e-4, rtol=1e-4)
@@ -365,9 +426,13 @@ def test_cached_equals_uncached_for_unequal_rows_up_to_the_end(config, seed, len
     while start < longest:
         end = data.draw(st.integers(start + 1, longest))
         part = model(padded[:, start:end], cache, pad_left=pad_left)
-        for row, (logits, expected) in enumerate(zip(part, full[:, start:end], strict=True)):
+        for row, (logits, expected) in enumerate(
+            zip(part, full[:, start:end], strict=True)
+        ):
             real = max(0, pad_left[row].item() - start)
-            torch.testing.assert_close(logits[real:], expected[real:], atol=2e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                logits[real:], expected[real:], atol=2e-4, rtol=1e-4
+            )
         start = end
     for use_cache in (True, False):
         texts = generate(model, padded, 99, use_cache=use_cache, pad_left=pad_left)
@@ -408,7 +473,8 @@ def test_dropout_stands_in_three_places(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     model = GPTModel(replace(GPT, drop_rate=0.5)).train()
     model(torch.zeros(1, 4, dtype=torch.int64))
-    assert dropped == [0.5] * (1 + 2 * GPT.n_layers)  # embeddings, and the end of both branches
+    # Embeddings, and the end of both branches
+    assert dropped == [0.5] * (1 + 2 * GPT.n_layers)
     assert rates == [0.5] * GPT.n_layers
     dropped.clear()
     rates.clear()
@@ -417,7 +483,9 @@ def test_dropout_stands_in_three_places(monkeypatch):
 
 
 @each_model
-def test_generation_uses_the_cache_scores_one_position_and_keeps_no_graph(config, monkeypatch):
+def test_generation_uses_the_cache_scores_one_position_and_keeps_no_graph(
+    config, monkeypatch
+):
     model = build(config)
     lengths, scored = [], []
     real = model.hidden_states
@@ -462,10 +530,18 @@ def test_the_published_shapes():
         assert (config.vocab_size, config.context_length) == (50_257, 1024)
         assert config.qkv_bias and config.tie_weights
     mini = GPT_CONFIGS["mini"]
-    assert (mini.n_layers, mini.n_heads, mini.emb_dim, mini.context_length) == (16, 8, 512, 512)
+    assert (mini.n_layers, mini.n_heads, mini.emb_dim, mini.context_length) == (
+        16,
+        8,
+        512,
+        512,
+    )
     assert mini.vocab_size == 6400
     smol = (49_152, 8192, 576, 9, 3, 30, 1536, 100_000.0, 1e-5, True)
-    assert tuple(getattr(SMOLLM2_135M, field.name) for field in fields(SMOLLM2_135M)) == smol
+    assert (
+        tuple(getattr(SMOLLM2_135M, field.name) for field in fields(SMOLLM2_135M))
+        == smol
+    )
 
 
 @each_model
@@ -517,13 +593,18 @@ def test_where_the_fast_product_is_used(monkeypatch, tmp_path):
         def read_text(self):
             return self.text
 
-    monkeypatch.setattr(shared.gpt_model.torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(
+        shared.gpt_model.torch.backends.mkl, "is_available", lambda: True
+    )
     for text, processor, expected in [
         ("vendor_id : AuthenticAMD", "", True), ("vendor_id : GenuineIntel", "", False),
-        ("", "AMD64 Family 25 Model 80 Stepping 0, AuthenticAMD", True), ("", "arm", False),
+        ("", "AMD64 Family 25 Model 80 Stepping 0, AuthenticAMD", True),
+        ("", "arm", False),
     ]:  # fmt: skip
         monkeypatch.setattr(shared.gpt_model, "Path", Cpuinfo(text))
-        monkeypatch.setattr(shared.gpt_model.platform, "processor", lambda answer=processor: answer)
+        monkeypatch.setattr(
+            shared.gpt_model.platform, "processor", lambda answer=processor: answer
+        )
         has_it = hasattr(torch.ops.mkldnn, "_linear_pointwise")
         assert shared.gpt_model.onednn_is_faster() == (expected and has_it)
 
@@ -531,9 +612,12 @@ def test_where_the_fast_product_is_used(monkeypatch, tmp_path):
 def test_the_fast_product_has_one_derivative_and_takes_strided_biases():
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this build of PyTorch has no oneDNN")
-    x, weight = torch.randn(2, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    x = torch.randn(2, 3, requires_grad=True)
+    weight = torch.randn(4, 3, requires_grad=True)
     bias = torch.randn(8)[::2]
-    torch.testing.assert_close(OneDNNLinear.apply(x, weight, bias), F.linear(x, weight, bias))
+    torch.testing.assert_close(
+        OneDNNLinear.apply(x, weight, bias), F.linear(x, weight, bias)
+    )
     out = OneDNNLinear.apply(x, weight, None).square().sum()
     (grad,) = torch.autograd.grad(out, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -547,7 +631,10 @@ def test_bad_input_is_named(config):
     cases = [
         (lambda: model(ids[0]), r"\(5,\)"),
         (lambda: model(ids[:, :0]), r"\(2, 0\)"),
-        (lambda: model(torch.zeros(1, 21, dtype=torch.int64)), r"\(1, 21\) after 0 .* 20 tokens"),
+        (
+            lambda: model(torch.zeros(1, 21, dtype=torch.int64)),
+            r"\(1, 21\) after 0 .* 20 tokens",
+        ),
         (lambda: model(ids, pad_left=torch.tensor([1])), "pad_left"),
         (lambda: model(ids, model.new_cache(3, 5)), "cache was made for shape"),
         (lambda: model(ids, model.new_cache(2, 4)), "full"),

@@ -1,4 +1,4 @@
-"""Every notebook, read as data, keeps the rules that make it good to read and safe to re-run."""
+"""Every notebook, read as data, keeps the rules: good to read, safe to re-run."""
 
 import json
 import re
@@ -24,7 +24,9 @@ def cells_of(path: Path) -> list:
 
 
 def code_cells(path: Path) -> list[tuple[int, nbformat.NotebookNode]]:
-    return list(enumerate((c for c in cells_of(path) if c.cell_type == "code"), start=1))
+    return list(
+        enumerate((c for c in cells_of(path) if c.cell_type == "code"), start=1)
+    )
 
 
 def tags(cell) -> set[str]:
@@ -44,12 +46,16 @@ def test_code_cells_are_short(path):
     for number, cell in code_cells(path):
         if is_plain(cell.source):
             limit = PLAIN_CELL
-        elif cell.source.startswith("#| export") and re.search(r"^class ", cell.source, re.M):
+        elif cell.source.startswith("#| export") and re.search(
+            r"^class ", cell.source, re.M
+        ):
             limit = FINAL_CLASS
         else:
             limit = DEFINING_CELL
         size = lines_of_code(cell.source)
-        assert size <= limit, f"code cell {number}: {size} lines of code, at most {limit}"
+        assert size <= limit, (
+            f"code cell {number}: {size} lines of code, at most {limit}"
+        )
 
 
 @each_notebook
@@ -57,8 +63,9 @@ def test_prose_comes_before_each_code_cell(path):
     cells = cells_of(path)
     for before, cell in zip(cells[:-1], cells[1:], strict=True):
         if cell.cell_type == before.cell_type == "code":
-            # Two exceptions: the check of an output that cannot be compared, and the cell that
-            # tries out the function or class that the cell before has just defined.
+            # Two exceptions: the check of an output that cannot be compared, and the
+            # cell that tries out the function or class that the cell before has just
+            # defined.
             checks = "nbval-ignore-output" in tags(before) and "assert" in cell.source
             tries_out = not is_plain(before.source) and is_plain(cell.source)
             assert checks or tries_out, f"no markdown before: {cell.source[:60]!r}"
@@ -69,13 +76,19 @@ def test_outputs_are_compared(path):
     cells = code_cells(path)
     ignored = [n for n, cell in cells if "nbval-ignore-output" in tags(cell)]
     share = 0.25 if path.parent.name[:4] in {"ch05", "ch06", "ch07"} else 0.15
-    assert len(ignored) <= share * len(cells), f"{len(ignored)} of {len(cells)} are not compared"
+    assert len(ignored) <= share * len(cells), (
+        f"{len(ignored)} of {len(cells)} are not compared"
+    )
     by_number = dict(cells)
     for number in ignored:
-        assert "assert" in by_number[number + 1].source, f"code cell {number}: result unchecked"
+        assert "assert" in by_number[number + 1].source, (
+            f"code cell {number}: result unchecked"
+        )
     for number, cell in cells:
         assert "nbval-skip" not in tags(cell), f"code cell {number} is skipped"
-        assert not re.search(r"#\s*NBVAL_", cell.source), f"code cell {number}: use a tag"
+        assert not re.search(r"#\s*NBVAL_", cell.source), (
+            f"code cell {number}: use a tag"
+        )
 
 
 @each_notebook
@@ -87,7 +100,9 @@ def test_notebook_is_small_and_its_figures_exist(path):
     assert "<img" not in prose, "use ![alt](file)"
     for alt, target in images:
         assert alt.strip(), f"{target} has no alt text"
-        assert (path.parent / target).is_file(), f"{target} is missing (remote images not allowed)"
+        assert (path.parent / target).is_file(), (
+            f"{target} is missing (remote images not allowed)"
+        )
 
 
 @each_figure
@@ -97,8 +112,12 @@ def test_figure_has_the_course_look(path):
     assert "viewBox" in svg and "<title" in svg and "sans-serif" in svg
     assert "<script" not in svg and 'href="http' not in svg
     assert COLORS & {color.upper() for color in re.findall(r"#[0-9a-fA-F]{6}\b", svg)}
-    notebooks = [p.read_text(encoding="utf-8") for p in path.parent.parent.glob("*.ipynb")]
-    assert any(f"figures/{path.name}" in text for text in notebooks), "a figure nobody shows"
+    notebooks = [
+        p.read_text(encoding="utf-8") for p in path.parent.parent.glob("*.ipynb")
+    ]
+    assert any(f"figures/{path.name}" in text for text in notebooks), (
+        "a figure nobody shows"
+    )
 
 
 @each_notebook
@@ -108,17 +127,28 @@ def test_notebook_was_stored_from_a_full_run(path):
     assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
     cells = notebook["cells"]
     counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
-    advice = "the stored run is not one from top to bottom: Restart and Run All, or git restore it"
+    advice = (
+        "the stored run is not one from top to bottom: "
+        "Restart and Run All, or git restore it"
+    )
     assert counts == list(range(1, len(counts) + 1)), advice
     for cell in cells:
         assert set(cell["metadata"]) <= {"tags"}, f"stray metadata: {cell['metadata']}"
         for output in cell.get("outputs", []):
-            assert output["output_type"] != "error" or "raises-exception" in str(cell["metadata"])
+            assert output["output_type"] != "error" or "raises-exception" in str(
+                cell["metadata"]
+            )
             assert output.get("name") != "stderr", f"stored warning: {output['text']}"
             text = json.dumps(
-                {k: v for k, v in output.get("data", output).items() if k != "image/png"}
+                {
+                    k: v
+                    for k, v in output.get("data", output).items()
+                    if k != "image/png"
+                }
             )
-            assert not re.search(r"/(root|home|Users|tmp)/|C:\\\\", text), "a machine's path"
+            assert not re.search(r"/(root|home|Users|tmp)/|C:\\\\", text), (
+                "a machine's path"
+            )
 
 
 @each_notebook
@@ -129,7 +159,12 @@ def test_notebook_opens_and_ends_as_all_do(path):
     for part in "**Know before you start:**", "**Time:**", "**Exports:**":
         assert part in opening
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    endings = ["## Summary", "## What this chapter exports", "## Try it yourself", "## Go further"]
+    endings = [
+        "## Summary",
+        "## What this chapter exports",
+        "## Try it yourself",
+        "## Go further",
+    ]
     positions = [prose.index(heading) for heading in endings]
     assert positions == sorted(positions)
     sections = re.split(r"^## \d+\.\d+ ", prose, flags=re.MULTILINE)[1:]

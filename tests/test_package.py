@@ -21,7 +21,9 @@ def without_constants(source: str) -> str:
                 ast.literal_eval(node.value)
             except ValueError:
                 continue
-            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (
+                node.end_lineno - node.lineno + 1
+            )
     return "\n".join(lines)
 
 
@@ -34,10 +36,13 @@ def test_shared_is_small():
 
 
 def test_the_counter_counts():
-    sample = '"""Doc."""\n\n# comment\nx = 1\n\n\ndef f():\n    """Doc\n    more."""\n    return x'
+    function = 'def f():\n    """Doc\n    more."""\n    return x'
+    sample = f'"""Doc."""\n\n# comment\nx = 1\n\n\n{function}'
     assert lines_of_code(sample) == 3
-    data = 'A = {"a": [1,\n  "x"]}\nB = {**A}\nC = len("a")\n\n\ndef f():\n    d = [\n        1]'
-    assert lines_of_code(without_constants(data)) == 5  # B, C and f with what stands in it
+    function = "def f():\n    d = [\n        1]"
+    data = f'A = {{"a": [1,\n  "x"]}}\nB = {{**A}}\nC = len("a")\n\n\n{function}'
+    # B, C and f with what stands in it
+    assert lines_of_code(without_constants(data)) == 5
 
 
 def test_importing_prints_and_downloads_nothing(tmp_path):
@@ -47,7 +52,11 @@ def test_importing_prints_and_downloads_nothing(tmp_path):
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        env={"PATH": "", "HOME": str(tmp_path), "LLM_COURSE_CACHE": str(tmp_path / "cache")},
+        env={
+            "PATH": "",
+            "HOME": str(tmp_path),
+            "LLM_COURSE_CACHE": str(tmp_path / "cache"),
+        },
         cwd=ROOT,
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
@@ -57,7 +66,9 @@ def test_importing_prints_and_downloads_nothing(tmp_path):
 def test_public_names_have_docstrings():
     for path in MODULES:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            if isinstance(
+                node, ast.ClassDef | ast.FunctionDef
+            ) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
 
 

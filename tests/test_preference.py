@@ -32,7 +32,9 @@ def test_loss_and_gradient_by_hand(beta):
     loss, margins = dpo_loss(policy, reference, beta)
     expected = [2 * beta, 1.5 * beta]
     assert margins.tolist() == pytest.approx(expected) and not margins.requires_grad
-    assert loss.item() == pytest.approx(sum(math.log1p(math.exp(-m)) for m in expected) / 2)
+    assert loss.item() == pytest.approx(
+        sum(math.log1p(math.exp(-m)) for m in expected) / 2
+    )
     loss.backward()
     slopes = [beta / (1 + math.exp(m)) / 2 for m in expected]
     assert policy.grad[0].tolist() == pytest.approx([-s for s in slopes])
@@ -53,17 +55,25 @@ def test_log_probabilities_of_pairs():
         for n, pair in enumerate(examples):
             for side, (prompt, answer) in enumerate(pair):
                 rows = model(torch.tensor([prompt + answer]))[0].log_softmax(dim=-1)
-                by_hand = sum(rows[len(prompt) - 1 + i, id_] for i, id_ in enumerate(answer))
-                torch.testing.assert_close(log_probs[side, n], by_hand, atol=1e-4, rtol=1e-5)
+                by_hand = sum(
+                    rows[len(prompt) - 1 + i, id_] for i, id_ in enumerate(answer)
+                )
+                torch.testing.assert_close(
+                    log_probs[side, n], by_hand, atol=1e-4, rtol=1e-5
+                )
                 assert counts[side, n] == len(answer)
-    assert examples[0][0][0] == examples[0][1][0] and examples[0][0][1][-1] == end_token(TOKENIZER)
+    assert examples[0][0][0] == examples[0][1][0] and examples[0][0][1][
+        -1
+    ] == end_token(TOKENIZER)
 
 
 def test_training_raises_the_margin():
     model, examples = apply_lora(build(), rank=4), encode_pairs(PAIRS, TOKENIZER, 200)
     with torch.no_grad(), without_adapter(model):
         reference, _ = pair_log_probs(model, examples, 0)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], 1e-2
+    )
     losses = []
     for _ in range(60):
         loss, margins = dpo_loss(pair_log_probs(model, examples, 0)[0], reference, 1.0)

@@ -1,4 +1,4 @@
-"""Chapter 5's pretrain.py as a program: resume after kills, several processes, bad input."""
+"""Chapter 5's pretrain.py as a program: resuming, several processes, bad input."""
 
 import json
 import os
@@ -21,14 +21,17 @@ from shared.text_data import BPETokenizer
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "ch05_pretraining" / "pretrain.py"
 SMALL = (
-    "--tales 60 --vocab-size 400 --context 24 --batch-size 4 --log-every 1 --eval-every 20".split()
-)
+    "--tales 60 --vocab-size 400 --context 24 --batch-size 4 "
+    "--log-every 1 --eval-every 20"
+).split()
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def pretrain(*arguments, launcher=(sys.executable,)) -> subprocess.CompletedProcess:
     command = [*launcher, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+    )
 
 
 def log_of(folder: Path) -> dict[int, dict]:
@@ -48,7 +51,10 @@ def whole_run(tmp_path_factory) -> Path:
 def test_a_run_leaves_model_log_and_the_last_checkpoints(whole_run):
     model = load_model(whole_run / "model")
     tokenizer = BPETokenizer.load(whole_run / "model" / "tokenizer.json")
-    assert model.config.vocab_size == tokenizer.n_vocab == 400 and model.config.context_length == 24
+    assert (
+        model.config.vocab_size == tokenizer.n_vocab == 400
+        and model.config.context_length == 24
+    )
     log = log_of(whole_run)
     assert sorted(log) == list(range(1, 41)) and log[40]["val_loss"] < log[1]["loss"]
     names = sorted(path.name for path in (whole_run / "checkpoints").iterdir())
@@ -69,7 +75,8 @@ def test_killed_three_times_and_resumed_ends_with_the_same_weights(whole_run, tm
         started = time.monotonic()
         while process.poll() is None and time.monotonic() - started < 120:
             stored = list((out / "checkpoints").glob("*")) if out.exists() else []
-            if len(stored) > min(kill, 1):  # at a random moment, often while one is written
+            # At a random moment, often while one is written
+            if len(stored) > min(kill, 1):
                 time.sleep(chance.random() * 0.2)
                 break
             time.sleep(0.005)
@@ -84,7 +91,13 @@ def test_killed_three_times_and_resumed_ends_with_the_same_weights(whole_run, tm
 
 
 def test_two_processes_give_the_same_curve_as_one(whole_run, tmp_path):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+    launcher = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+    )
     run = pretrain(
         *SMALL,
         "--steps",
@@ -110,11 +123,13 @@ def test_two_machines_meet_at_a_rendezvous(whole_run, tmp_path):
     agents = [
         subprocess.Popen(
             [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
-                f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}",
-                str(SCRIPT), *SMALL, "--steps", "6", "--out", str(tmp_path / "shared-folder"),
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
+                "--nproc-per-node=1", f"--node-rank={node}", "--master-addr=127.0.0.1",
+                f"--master-port={port}", str(SCRIPT), *SMALL, "--steps", "6",
+                "--out", str(tmp_path / "shared-folder"),
             ],
-            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=ENVIRONMENT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for node in range(2)
     ]  # fmt: skip
@@ -126,9 +141,21 @@ def test_two_machines_meet_at_a_rendezvous(whole_run, tmp_path):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, str(SCRIPT), *SMALL, "--steps", "100000", "--out", str(out)]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        *SMALL,
+        "--steps",
+        "100000",
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (
@@ -145,7 +172,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 
 def test_bad_input_is_named(tmp_path):
-    empty, short, foreign = (tmp_path / name for name in ("empty.txt", "short.txt", "foreign.txt"))
+    empty, short, foreign = (
+        tmp_path / name for name in ("empty.txt", "short.txt", "foreign.txt")
+    )
     empty.write_text("")
     short.write_text("Once upon a time.")
     foreign.write_bytes("Grüße, ".encode() * 200_000 + b"\xff\xfe" + b"more")
@@ -168,8 +197,12 @@ def test_bad_input_is_named(tmp_path):
         run = pretrain(*arguments, *options, "--out", tmp_path / f"run{n}")
         assert run.returncode != 0 and "Traceback" not in run.stderr, run.stderr
         assert re.search(message, run.stderr), (message, run.stderr)
-    wrong_first = pretrain("--tales", 50, *options, "--accumulate", 3, "--out", tmp_path / "again")
-    mended = pretrain("--tales", 50, *options, "--accumulate", 2, "--out", tmp_path / "again")
+    wrong_first = pretrain(
+        "--tales", 50, *options, "--accumulate", 3, "--out", tmp_path / "again"
+    )
+    mended = pretrain(
+        "--tales", 50, *options, "--accumulate", 2, "--out", tmp_path / "again"
+    )
     assert (wrong_first.returncode, mended.returncode) == (2, 0), mended.stderr
     nothing = pretrain("--out", tmp_path / "none", "--resume")
     assert nothing.returncode == 2 and "nothing to resume" in nothing.stderr
@@ -188,12 +221,18 @@ def test_a_resumed_run_takes_more_steps_but_no_other_settings(tmp_path):
 
 def test_a_damaged_checkpoint_is_passed_over(whole_run, tmp_path):
     out = tmp_path / "run"
-    run = pretrain(*SMALL, "--steps", 8, "--checkpoint-every", 3, "--keep", 9, "--out", out)
+    run = pretrain(
+        *SMALL, "--steps", 8, "--checkpoint-every", 3, "--keep", 9, "--out", out
+    )
     assert run.returncode == 0, run.stderr
     newest = sorted((out / "checkpoints").iterdir())[-1] / "training.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     weights = load_file(out / "model" / "model.safetensors")
     again = pretrain("--out", out, "--resume")
-    assert again.returncode == 0 and "is damaged" in again.stderr and "from step 6" in again.stdout
+    assert (
+        again.returncode == 0
+        and "is damaged" in again.stderr
+        and "from step 6" in again.stdout
+    )
     after = load_file(out / "model" / "model.safetensors")
     assert all(torch.equal(weights[name], after[name]) for name in weights)

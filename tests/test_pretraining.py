@@ -1,4 +1,4 @@
-"""Chapter 5: loss, optimizers, training, sampling and checkpoints against torch and by hand."""
+"""Chapter 5: loss, optimizers, training, sampling, checkpoints, against torch."""
 
 import itertools
 import json
@@ -41,7 +41,10 @@ GPT = GPTConfig(50, 16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.1)
 LLAMA = LlamaConfig(50, 16, 16, 2, 1, 2, hidden_dim=24)
 each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
 few = settings(
-    max_examples=40, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
 )
 
 
@@ -65,7 +68,7 @@ def states(trainer: Trainer) -> list[torch.Tensor]:
     return found
 
 
-# --- loss ------------------------------------------------------------------------------------
+# --- loss -----------------------------------------------------------------------------
 
 
 def test_loss_by_hand_and_ignored_targets():
@@ -80,7 +83,9 @@ def test_loss_by_hand_and_ignored_targets():
         if targets[b, t] != IGNORE
     )
     torch.testing.assert_close(summed_loss(model, inputs, targets), expected)
-    assert evaluate(model, [(inputs, targets)]) == pytest.approx(expected.item() / 27, rel=1e-5)
+    assert evaluate(model, [(inputs, targets)]) == pytest.approx(
+        expected.item() / 27, rel=1e-5
+    )
 
 
 def test_evaluation_weighs_tokens_alike_and_restores_the_mode():
@@ -93,7 +98,7 @@ def test_evaluation_weighs_tokens_alike_and_restores_the_mode():
         evaluate(model, [])
 
 
-# --- settings --------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,9 @@ def test_every_weight_has_one_optimizer(config, muon):
     model.tok_emb.weight.requires_grad_(False)
     model.out_head = nn.Linear(16, 3)
     optimizers = make_optimizers(model, TrainConfig(1, muon=muon, weight_decay=0.3))
-    assert [type(o).__name__ for o in optimizers] == (["Muon", "AdamW"] if muon else ["AdamW"])
+    assert [type(o).__name__ for o in optimizers] == (
+        ["Muon", "AdamW"] if muon else ["AdamW"]
+    )
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
     assert len(held) == len(set(held))
@@ -139,13 +146,15 @@ def test_every_weight_has_one_optimizer(config, muon):
         assert {id(p) for p in optimizers[0].param_groups[0]["params"]} == matrices
 
 
-# --- training --------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------
 
 
 def test_one_step_equals_torch_by_hand():
     config = TrainConfig(5, learning_rate=0.01, weight_decay=0.0, max_grad_norm=0.5)
     ours, theirs = build().eval(), build().eval()
-    optimizer = torch.optim.AdamW(theirs.parameters(), 0.01, (0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        theirs.parameters(), 0.01, (0.9, 0.95), weight_decay=0.0
+    )
     trainer = Trainer(ours, config)
     for step in range(3):
         inputs, targets = batch(step)
@@ -157,7 +166,9 @@ def test_one_step_equals_torch_by_hand():
             p.grad *= min(1.0, 0.5 / norm.item())
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)
         optimizer.step()
-        assert trainer.train_step([(inputs, targets)]) == pytest.approx(loss.item(), rel=1e-5)
+        assert trainer.train_step([(inputs, targets)]) == pytest.approx(
+            loss.item(), rel=1e-5
+        )
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
     assert trainer.step == 3 and trainer.tokens == 3 * 36
@@ -173,7 +184,10 @@ def test_training_learns_and_records(muon):
         on_eval=lambda trainer, record: seen.append(record["step"]),
         on_step=lambda trainer, record: steps.append(record["loss"]), progress=False,
     )  # fmt: skip
-    assert seen == [15, 30, 40] == [record["step"] for record in history] and len(steps) == 40
+    assert (
+        seen == [15, 30, 40] == [record["step"] for record in history]
+        and len(steps) == 40
+    )
     assert history[-1]["val_loss"] < 0.8 * steps[0]
     assert history[-1]["train_loss"] == pytest.approx(sum(steps[30:]) / 10)
     assert history[-1]["tokens"] == 40 * 36 and model.training
@@ -185,7 +199,9 @@ def test_accumulated_batches_count_every_token_alike():
     targets[0, 2:] = IGNORE
     one, other = (Trainer(build().eval(), TrainConfig(3)) for _ in range(2))
     whole = one.train_step([(inputs, targets)])
-    parts = other.train_step([(inputs[n : n + 1], targets[n : n + 1]) for n in range(3)])
+    parts = other.train_step(
+        [(inputs[n : n + 1], targets[n : n + 1]) for n in range(3)]
+    )
     assert whole == pytest.approx(parts, rel=1e-5)
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
@@ -209,7 +225,7 @@ def test_not_a_number_stops_and_changes_nothing():
         trainer.train_step([(batch(0)[0], torch.full((3, 12), IGNORE))])
 
 
-# --- sampling --------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------
 
 
 def test_draws_follow_the_probabilities():
@@ -219,7 +235,9 @@ def test_draws_follow_the_probabilities():
     for temperature in (0.5, 1.0, 3.0):
         ids = sample_next(rows, temperature, generator=generator)
         shares = ids.bincount(minlength=4) / 20_000
-        torch.testing.assert_close(shares, (logits / temperature).softmax(0), atol=0.02, rtol=0)
+        torch.testing.assert_close(
+            shares, (logits / temperature).softmax(0), atol=0.02, rtol=0
+        )
     assert (sample_next(rows, 0.0) == 3).all() and (sample_next(rows, 1e-30) == 3).all()
 
 
@@ -233,7 +251,9 @@ def test_top_k_and_top_p_keep_what_they_should(values, k, p, seed):
     generator = torch.Generator().manual_seed(seed)
     rows = logits.expand(300, len(values))
     order = logits.argsort(descending=True).tolist()
-    assert set(sample_next(rows, top_k=k, generator=generator).tolist()) <= set(order[:k])
+    assert set(sample_next(rows, top_k=k, generator=generator).tolist()) <= set(
+        order[:k]
+    )
     kept, reached = [], 0.0
     for token in order:  # by the definition, one after the other
         if reached >= p - 1e-6:
@@ -251,8 +271,8 @@ def test_top_k_and_top_p_keep_what_they_should(values, k, p, seed):
 @pytest.mark.parametrize(
     "options",
     [
-        {"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0},
-        {"top_p": 1.1},
+        {"temperature": -1.0}, {"temperature": float("nan")},
+        {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1},
     ],
 )  # fmt: skip
 def test_bad_sampling_settings(options):
@@ -293,7 +313,9 @@ def test_generate(config):
 def test_rows_stop_one_by_one(config):
     model = build(config).eval()
     prompt = torch.randint(50, (4, 3))
-    free = generate(model, prompt, 12, temperature=2.0, generator=torch.Generator().manual_seed(5))
+    free = generate(
+        model, prompt, 12, temperature=2.0, generator=torch.Generator().manual_seed(5)
+    )
     stop = free[0, 5].item()  # the first row stops at its third new token at the latest
     ids = generate(
         model, prompt, 12, temperature=2.0, stop_token=stop,
@@ -306,7 +328,7 @@ def test_rows_stop_one_by_one(config):
     assert alone.shape[1] <= 16
 
 
-# --- files -----------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------
 
 
 @each_model
@@ -320,9 +342,9 @@ def test_models_come_back(config, tie, tmp_path):
     assert (again.out_head.weight is again.tok_emb.weight) == tie
     ids = batch(0)[0]
     assert torch.equal(again(ids), model(ids))
-    assert BPETokenizer.load(tmp_path / "m" / "tokenizer.json").encode("to be") == tokenizer.encode(
+    assert BPETokenizer.load(tmp_path / "m" / "tokenizer.json").encode(
         "to be"
-    )
+    ) == tokenizer.encode("to be")
     save_model(model, tmp_path / "m")  # over the old one
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
     assert not (tmp_path / "m" / "tokenizer.json").exists()
@@ -394,7 +416,9 @@ def test_checkpoints_of_another_configuration_or_damaged(tmp_path):
     save_checkpoint(trainer, tmp_path / "c")
     other = Trainer(build(replace(GPT, emb_dim=32)), TrainConfig(9, weight_decay=0.2))
     before = [tensor.clone() for tensor in states(other)]
-    with pytest.raises(ValueError, match="emb_dim is 16, here 32; weight_decay is 0.1, here 0.2"):
+    with pytest.raises(
+        ValueError, match="emb_dim is 16, here 32; weight_decay is 0.1, here 0.2"
+    ):
         load_checkpoint(other, tmp_path / "c")
     fresh = Trainer(build(seed=4), TrainConfig(9))
     unchanged = [tensor.clone() for tensor in states(fresh)]
@@ -442,10 +466,15 @@ def test_write_folder_removes_leftovers(tmp_path):
     (tmp_path / ".a.new").mkdir()
     (tmp_path / ".a.new" / "half").write_text("x")
     write_folder(tmp_path / "a", lambda new: (new / "whole").write_text("y"))
-    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["a", "a/whole"]
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == [
+        "a",
+        "a/whole",
+    ]
 
 
-def test_write_folder_brings_back_what_a_failed_rename_moved_away(tmp_path, monkeypatch):
+def test_write_folder_brings_back_what_a_failed_rename_moved_away(
+    tmp_path, monkeypatch
+):
     folder = tmp_path / "a"
     write_folder(folder, lambda new: (new / "file").write_text("first"))
     real = Path.rename
@@ -467,4 +496,8 @@ def test_write_folder_brings_back_what_a_failed_rename_moved_away(tmp_path, monk
     (folder / "thesis.txt").touch()
     with pytest.raises(ValueError, match=r"other files \(thesis.txt\)"):
         write_folder(folder, lambda new: (new / "file").touch())
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file", "thesis.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "a",
+        "file",
+        "thesis.txt",
+    ]

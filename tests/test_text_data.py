@@ -29,35 +29,44 @@ from shared.text_data import (
 STORY = load_text()
 GPT2 = load_gpt2_encoding()
 OURS = BPETokenizer.from_gpt2_files()
-TRAINED = BPETokenizer.train(STORY + " naïve café 天气很好 שלום", 700, special_tokens=[END_OF_TEXT])
+TRAINED = BPETokenizer.train(
+    STORY + " naïve café 天气很好 שלום", 700, special_tokens=[END_OF_TEXT]
+)
 TRAINED_TIKTOKEN = TRAINED.to_tiktoken()
 
-# Every assigned code point but the surrogates: on unassigned ones the engines of tiktoken and of
-# `regex` follow different versions of Unicode, and so may class a character differently.
+# Every assigned code point but the surrogates: on unassigned ones the engines of
+# tiktoken and of `regex` follow different versions of Unicode, and so may class a
+# character differently.
 VERSION_SENSITIVE = {"Cn", "Cs"}
 characters = st.characters(exclude_categories=sorted(VERSION_SENSITIVE))
 snippets = st.sampled_from(
-    ["'ll", "'s", "'S", "'LL", " the", "ing", "  ", "\n\n", "\t", "\r\n", "\u00a0", "\u2003",
-     "\x00", "\x1c", "\x85", "\u200b", "\ufffd", "é", "e\u0301", "ſ", "½", "１２", "1234567",
-     "👩\u200d👩\u200d👧", "🇫🇷", "مرحبا", "שלום", "天气", "aaaa", "!!!", "<|endoftext|>",
-     "def f(x):\n    return x"]
+    ["'ll", "'s", "'S", "'LL", " the", "ing", "  ", "\n\n", "\t", "\r\n",
+     "\u00a0", "\u2003", "\x00", "\x1c", "\x85", "\u200b", "\ufffd", "é", "e\u0301",
+     "ſ", "½", "１２", "1234567", "👩\u200d👩\u200d👧", "🇫🇷", "مرحبا", "שלום", "天气",
+     "aaaa", "!!!", "<|endoftext|>", "def f(x):\n    return x"]
 )  # fmt: skip
-texts = st.lists(st.one_of(snippets, st.text(characters, max_size=8)), max_size=12).map("".join)
+texts = st.lists(st.one_of(snippets, st.text(characters, max_size=8)), max_size=12).map(
+    "".join
+)
 
 
 def known_to_both_engines(text: str) -> bool:
-    """Python's tables are a third version of Unicode; keep to what it knows as assigned."""
-    return all(unicodedata.category(character) not in VERSION_SENSITIVE for character in text)
+    """Python's tables are a third version of Unicode; keep to what it has assigned."""
+    return all(
+        unicodedata.category(character) not in VERSION_SENSITIVE for character in text
+    )
 
 
-# --- the same ids as tiktoken ---------------------------------------------------------------
+# --- the same ids as tiktoken ---------------------------------------------------------
 
 
 def test_story_has_gpt2s_ids():
     assert OURS.encode(STORY) == GPT2.encode(STORY)
     assert OURS.n_vocab == GPT2.n_vocab == 50_257
     assert OURS.eot_token == GPT2.eot_token == 50_256
-    assert all(OURS.vocab[i] == GPT2.decode_single_token_bytes(i) for i in range(50_257))
+    assert all(
+        OURS.vocab[i] == GPT2.decode_single_token_bytes(i) for i in range(50_257)
+    )
 
 
 @settings(max_examples=3_000, deadline=None, derandomize=True)
@@ -106,11 +115,13 @@ def test_vocabulary_of_any_corpus_encodes_as_tiktoken_does(corpus, text):
     assert tokenizer.decode(ids) == text
 
 
-# --- training -------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------
 
 
-def train_by_recounting(word_counts: Counter, n_merges: int) -> list[tuple[bytes, bytes]]:
-    """An independent trainer: recount everything after every merge, on joined strings."""
+def train_by_recounting(
+    word_counts: Counter, n_merges: int
+) -> list[tuple[bytes, bytes]]:
+    """An independent trainer: recount everything after every merge, on joined text."""
     words = {tuple(bytes([b]) for b in word): n for word, n in word_counts.items()}
     merges = []
     for _ in range(n_merges):
@@ -161,7 +172,8 @@ def test_ties_go_to_the_lexicographically_greater_pair():
         (b"a", b"b"),
         (b"Z", b"z"),
     ]
-    # b"a" + b"b" against b"ab" + ...: a longer left side is greater when it starts alike
+    # b"a" + b"b" against b"ab" + ...: a longer left side is greater when it starts
+    # alike
     assert train_bpe({b"xyxz": 1, b"xy": 1}, 2)[0] == (b"x", b"y")
     assert train_bpe({b"xyxz": 1, b"xy": 1}, 2)[1] == (b"xy", b"x")
 
@@ -213,12 +225,14 @@ def test_every_tokenizer_has_the_same_interface(tokenizer):
     assert tokenizer.encode("") == [] and tokenizer.decode([]) == ""
 
 
-# --- text in chunks -------------------------------------------------------------------------
+# --- text in chunks -------------------------------------------------------------------
 
-OVERLAPPING = BPETokenizer.train(STORY[:3_000], 400, ["<|a|>", "<|a|><|b|>", "<|", END_OF_TEXT])
+OVERLAPPING = BPETokenizer.train(
+    STORY[:3_000], 400, ["<|a|>", "<|a|><|b|>", "<|", END_OF_TEXT]
+)
 chunk_parts = st.sampled_from(
-    ["<|a|>", "<|b|>", "<|", "<", "|>", "<|endof", "text|>", " ", "  ", "\n", "'", "l", "ll", "v",
-     "e", "the", "12", "!", "é", "🕊"]
+    ["<|a|>", "<|b|>", "<|", "<", "|>", "<|endof", "text|>", " ", "  ", "\n",
+     "'", "l", "ll", "v", "e", "the", "12", "!", "é", "🕊"]
 )  # fmt: skip
 RULES = [
     {"allowed_special": "all"},
@@ -242,9 +256,9 @@ def ids_or_error(call):
 @example(["\n\n", "the"], {"disallowed_special": ()})
 @example(["the ", " ", "v"], {"disallowed_special": ()})
 def test_chunks_give_the_ids_of_the_whole(chunks, rules):
-    assert ids_or_error(lambda: OVERLAPPING.encode_iterable(chunks, **rules)) == ids_or_error(
-        lambda: OVERLAPPING.encode("".join(chunks), **rules)
-    )
+    assert ids_or_error(
+        lambda: OVERLAPPING.encode_iterable(chunks, **rules)
+    ) == ids_or_error(lambda: OVERLAPPING.encode("".join(chunks), **rules))
 
 
 def test_chunks_refuse_what_the_whole_refuses_when_special_tokens_overlap():
@@ -281,9 +295,9 @@ def test_chunks_refuse_a_special_token_across_a_boundary():
 def test_split_safely_loses_nothing_and_later_text_changes_nothing(text, later):
     ready, kept = split_safely(text, ())
     assert ready + kept == text
-    assert PRE_TOKENS.findall(ready) + PRE_TOKENS.findall(kept + later) == PRE_TOKENS.findall(
-        text + later
-    )
+    assert PRE_TOKENS.findall(ready) + PRE_TOKENS.findall(
+        kept + later
+    ) == PRE_TOKENS.findall(text + later)
 
 
 def traced_peak(tokenizer: BPETokenizer, path) -> int:
@@ -313,7 +327,7 @@ def test_the_cache_is_bounded():
     assert tokenizer.decode(ids).endswith("39998 39999")
 
 
-# --- files ----------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------
 
 
 def test_save_and_load(tmp_path):
@@ -378,25 +392,33 @@ def test_a_changed_gpt2_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="vocab.bpe.*SHA-256"):
         BPETokenizer.from_gpt2_files(changed, encoder_json)
     changed = tmp_path / "encoder.json"
-    changed.write_bytes(encoder_json.read_bytes().replace(b'"the": 1169', b'"the": 1168', 1))
+    changed.write_bytes(
+        encoder_json.read_bytes().replace(b'"the": 1169', b'"the": 1168', 1)
+    )
     with pytest.raises(ValueError, match="encoder.json.*SHA-256"):
         BPETokenizer.from_gpt2_files(vocab_bpe, changed)
     with pytest.raises(TypeError):  # one file without the other
         BPETokenizer.from_gpt2_files(vocab_bpe)
 
 
-# --- bad input to the tokenizer -------------------------------------------------------------
+# --- bad input to the tokenizer -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: BPETokenizer.train("abc", 255), "at least 256 .*got 255"),
-        (lambda: BPETokenizer.train("abc", 257, ["<|a|>", "<|b|>"]), "at least 258 .*got 257"),
+        (
+            lambda: BPETokenizer.train("abc", 257, ["<|a|>", "<|b|>"]),
+            "at least 258 .*got 257",
+        ),
         (lambda: BPETokenizer.train("", 300), "empty: no text in its 0 characters"),
         (lambda: BPETokenizer.train("<|a|>", 300, ["<|a|>"]), "empty"),
         (lambda: BPETokenizer.train("abc", 300, [""]), "special token ''"),
-        (lambda: TRAINED.decode([0, 700]), "id 700 is outside the vocabulary, 0 ... 699"),
+        (
+            lambda: TRAINED.decode([0, 700]),
+            "id 700 is outside the vocabulary, 0 ... 699",
+        ),
         (lambda: TRAINED.decode([-1]), "id -1 is outside"),
         (lambda: BPETokenizer.train("abc", 256).eot_token, "endoftext"),
     ],
@@ -422,7 +444,7 @@ def test_to_tiktoken_refuses_a_token_that_the_merges_never_make():
         tokenizer.to_tiktoken()
 
 
-# --- texts ----------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------
 
 
 def test_story_is_what_the_course_says_it_is():
@@ -437,23 +459,29 @@ def test_load_text_reads_a_file_and_names_a_bad_byte(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfone\rtwo\r\n")
     assert load_text(path) == "one\ntwo\n"
     path.write_bytes(b"gr\xfcn")
-    with pytest.raises(ValueError, match="mine.txt is not UTF-8 text: bad byte at offset 2"):
+    with pytest.raises(
+        ValueError, match="mine.txt is not UTF-8 text: bad byte at offset 2"
+    ):
         load_text(path)
     for missing in tmp_path / "missing.txt", "the_verdict", "":
         with pytest.raises(FileNotFoundError, match="neither a file nor the name"):
             load_text(missing)
 
 
-# --- windows --------------------------------------------------------------------------------
+# --- windows --------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 14))
 def test_windows_equal_slicing(n_tokens, context_length, stride):
-    ids = torch.randint(1_000, (n_tokens,), generator=torch.Generator().manual_seed(n_tokens))
+    ids = torch.randint(
+        1_000, (n_tokens,), generator=torch.Generator().manual_seed(n_tokens)
+    )
     starts = range(0, n_tokens - context_length, stride)
     if not len(starts):
-        with pytest.raises(ValueError, match=f"{n_tokens} tokens.*= {context_length + 1}"):
+        with pytest.raises(
+            ValueError, match=f"{n_tokens} tokens.*= {context_length + 1}"
+        ):
             GPTDataset(ids, context_length, stride)
         return
     dataset = GPTDataset(ids, context_length, stride)
@@ -472,7 +500,8 @@ def test_windows_are_views_and_cost_no_memory():
     tracemalloc.start()
     dataset = GPTDataset(ids, context_length=256, stride=1)
     x, y = dataset[1_234_567]
-    _, peak = tracemalloc.get_traced_memory()  # Python's objects; tensors are checked below
+    # Python's objects; tensors are checked below
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(dataset) == 10_000_000 - 256 and peak < 2**20
     storages = {t.untyped_storage().data_ptr() for t in (dataset.token_ids, ids, x, y)}
@@ -488,14 +517,18 @@ def test_a_memory_mapped_file_is_not_read_into_memory(tmp_path):
     assert x.tolist() == [400, 401, 402, 403] and y.dtype == torch.int64
     mapped[400] = 7  # seen through the dataset: it shares the file's memory
     assert dataset[100][0].tolist() == [7, 401, 402, 403]
-    GPTDataset(np.memmap(path, dtype=np.uint16, mode="c"), context_length=4)  # warns of nothing
+    # Warns of nothing
+    GPTDataset(np.memmap(path, dtype=np.uint16, mode="c"), context_length=4)
 
 
 def test_loader_covers_every_window_once_and_repeats_with_its_seed():
     ids = torch.arange(101)
     loader = create_dataloader(ids, batch_size=4, context_length=5, seed=7)
     batches = [x[:, 0].tolist() for x, _ in loader]
-    assert sorted(sum(batches, [])) == list(range(0, 100, 5)) and len(batches) == len(loader) == 5
+    assert (
+        sorted(sum(batches, [])) == list(range(0, 100, 5))
+        and len(batches) == len(loader) == 5
+    )
     again = create_dataloader(ids, batch_size=4, context_length=5, seed=7)
     other = create_dataloader(ids, batch_size=4, context_length=5, seed=8)
     assert batches == [x[:, 0].tolist() for x, _ in again]
@@ -508,7 +541,9 @@ def test_loader_options():
     assert [len(x) for x, _ in keep] == [8, 8, 4]
     assert next(iter(keep))[0][1].tolist() == [5, 6, 7, 8, 9]
     assert len(create_dataloader(ids, 8, 5, stride=1)) == 12
-    workers = create_dataloader(ids, 8, 5, shuffle=False, drop_last=False, num_workers=1)
+    workers = create_dataloader(
+        ids, 8, 5, shuffle=False, drop_last=False, num_workers=1
+    )
     assert [x.tolist() for x, _ in workers] == [x.tolist() for x, _ in keep]
 
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_attention.py
 
 The yardstick, written here: one fused linear layer for queries, keys and values,
-`scaled_dot_product_attention`, an output projection. Times are medians of alternated runs of a
-forward and a backward pass; nothing is asserted.
+`scaled_dot_product_attention`, an output projection. Times are medians of alternated
+runs of a forward and a backward pass; nothing is asserted.
 """
 
 import argparse
@@ -53,11 +53,12 @@ def compare_speed(runs: int) -> None:
                 times[name].append(time.perf_counter() - start)
     ours, theirs = (statistics.median(times[name]) for name in layers)
     print(f"forward and backward at (8, 256, 384), 6 heads, median of {runs}: ", end="")
-    print(f"ours {ours * 1e3:.1f} ms, fused QKV {theirs * 1e3:.1f} ms, ratio {ours / theirs:.3f}")
+    print(f"ours {ours * 1e3:.1f} ms, fused QKV {theirs * 1e3:.1f} ms, ", end="")
+    print(f"ratio {ours / theirs:.3f}")
 
 
 def peak_of(function) -> int:
-    """Return the peak of the memory that function() allocates, from the profiler, in bytes."""
+    """Return the peak memory that function() allocates, from the profiler, in bytes."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         function()
@@ -84,7 +85,8 @@ def main() -> None:
     peaks = {n_tokens: peak_bytes(n_tokens) for n_tokens in (512, 1024, 2048)}
     for n_tokens, peak in peaks.items():
         print(f"T = {n_tokens:4}: peak {peak / 2**20:.2f} MiB in a training step")
-    print(f"growth {peaks[1024] / peaks[512]:.2f}, {peaks[2048] / peaks[1024]:.2f}; linear is 2")
+    growth = [peaks[1024] / peaks[512], peaks[2048] / peaks[1024]]
+    print(f"growth {growth[0]:.2f}, {growth[1]:.2f}; linear is 2")
 
 
 if __name__ == "__main__":

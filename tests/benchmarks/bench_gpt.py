@@ -1,9 +1,10 @@
-"""Measure chapter 4's GPTModel against Hugging Face's GPT-2 with the same configuration.
+"""Measure chapter 4's GPTModel against Hugging Face's GPT-2 of the same shape.
 
     pip install transformers && python tests/benchmarks/bench_gpt.py
 
-6 layers, 384 wide, 6 heads, 256 tokens, vocabulary 4,096, float32, fused AdamW. Alternated runs,
-medians, ratios; nothing is asserted. `transformers` is needed for this comparison only.
+6 layers, 384 wide, 6 heads, 256 tokens, vocabulary 4,096, float32, fused AdamW.
+Alternated runs, medians, ratios; nothing is asserted. `transformers` is needed for this
+comparison only.
 """
 
 import argparse
@@ -27,7 +28,8 @@ def models() -> dict[str, torch.nn.Module]:
     ours = GPTConfig(VOCAB, TOKENS, emb_dim=384, n_heads=6, n_layers=6, qkv_bias=True)
     theirs = GPT2Config(
         vocab_size=VOCAB, n_positions=TOKENS, n_embd=384, n_head=6, n_layer=6,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=None,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=0, eos_token_id=None,
     )  # fmt: skip
     return {"ours": GPTModel(ours), "Hugging Face": GPT2LMHeadModel(theirs)}
 
@@ -47,7 +49,9 @@ def training_step(name: str, model: torch.nn.Module) -> Callable[[], None]:
     return step
 
 
-def alternate(functions: dict[str, Callable[[], object]], runs: int, warm_up: int) -> dict:
+def alternate(
+    functions: dict[str, Callable[[], object]], runs: int, warm_up: int
+) -> dict:
     """Return the median seconds of each function, run in turns."""
     times = {name: [] for name in functions}
     for run in range(runs + warm_up):
@@ -65,12 +69,13 @@ def main() -> None:
     runs = parser.parse_args().runs
     torch.manual_seed(0)
 
-    steps = {name: training_step(name, model.train()) for name, model in models().items()}
+    steps = {
+        name: training_step(name, model.train()) for name, model in models().items()
+    }
     seconds = alternate(steps, runs, warm_up=3)
     for name, median in seconds.items():
-        print(
-            f"training step, {name}: {median * 1e3:.0f} ms, {BATCH * TOKENS / median:.0f} tokens/s"
-        )
+        print(f"training step, {name}: {median * 1e3:.0f} ms, ", end="")
+        print(f"{BATCH * TOKENS / median:.0f} tokens/s")
     print(f"ours is {seconds['Hugging Face'] / seconds['ours']:.2f} times as fast")
     product = torch.randn(BATCH * TOKENS, 384), torch.randn(384, 1536)
     rate = (
@@ -92,13 +97,15 @@ def main() -> None:
     decoders = {
         "ours": lambda: generate(fresh["ours"], prompt, TOKENS - 1),
         "Hugging Face": lambda: fresh["Hugging Face"].generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, use_cache=True,
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
             min_new_tokens=TOKENS - 1, max_new_tokens=TOKENS - 1, pad_token_id=0,
+            use_cache=True,
         ),
     }  # fmt: skip
     seconds = alternate(decoders, max(3, runs // 3), warm_up=1)
     for name, median in seconds.items():
-        print(f"greedy decoding with the cache, {name}: {(TOKENS - 1) / median:.0f} tokens/s")
+        speed = (TOKENS - 1) / median
+        print(f"greedy decoding with the cache, {name}: {speed:.0f} tokens/s")
     print(f"ours is {seconds['Hugging Face'] / seconds['ours']:.2f} times as fast")
 
 

@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench_pretraining.py [--text FILE]
 
-Both train at character level on the same text, by default the docstrings of Python's library. The
-yardstick, written here from the recipe's numbers: 4 layers, 4 heads, 128 wide, context 64, batch
-12, 2,000 steps, AdamW with a peak of 1e-3, 100 steps of warm-up, cosine to 1e-4, betas 0.9 and
-0.99, weight decay 0.1, clipping at 1, no dropout, no biases, tied head. Ours: a GPTModel of the
-same size, trained by train_model with Muon. Nothing is asserted.
+Both train at character level on the same text, by default the docstrings of Python's
+library. The yardstick, written here from the recipe's numbers: 4 layers, 4 heads, 128
+wide, context 64, batch 12, 2,000 steps, AdamW with a peak of 1e-3, 100 steps of
+warm-up, cosine to 1e-4, betas 0.9 and 0.99, weight decay 0.1, clipping at 1, no
+dropout, no biases, tied head. Ours: a GPTModel of the same size, trained by train_model
+with Muon. Nothing is asserted.
 """
 
 import argparse
@@ -32,7 +33,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.norm1 = nn.LayerNorm(width, bias=False)
+        self.norm2 = nn.LayerNorm(width, bias=False)
         self.attention = FusedQKV(width, heads)
         self.expand = nn.Linear(width, 4 * width, bias=False)
         self.project = nn.Linear(4 * width, width, bias=False)
@@ -45,9 +47,12 @@ class Block(nn.Module):
 class Yardstick(nn.Module):
     """A GPT as nanoGPT builds it."""
 
-    def __init__(self, vocab_size: int, width: int = 128, heads: int = 4, layers: int = 4):
+    def __init__(
+        self, vocab_size: int, width: int = 128, heads: int = 4, layers: int = 4
+    ):
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocab_size, width), nn.Embedding(CONTEXT, width)
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.positions = nn.Embedding(CONTEXT, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, vocab_size, bias=False)
@@ -55,14 +60,18 @@ class Yardstick(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 into_stream = name.endswith(("out.weight", "project.weight"))
-                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * layers) if into_stream else 1))
+                nn.init.normal_(
+                    parameter, std=0.02 / (math.sqrt(2 * layers) if into_stream else 1)
+                )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
         return self.head(self.norm(self.blocks(x)))
 
 
-def windows(ids: torch.Tensor, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def windows(
+    ids: torch.Tensor, rows: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return random inputs and targets (rows, CONTEXT)."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(len(ids) - CONTEXT, (rows, 1), generator=generator)
@@ -129,7 +138,9 @@ def main() -> None:
 
     for steps in args.steps:
         torch.manual_seed(1337)
-        model = GPTModel(GPTConfig(len(letters), CONTEXT, emb_dim=128, n_heads=4, n_layers=4))
+        model = GPTModel(
+            GPTConfig(len(letters), CONTEXT, emb_dim=128, n_heads=4, n_layers=4)
+        )
         settings = TrainConfig(
             steps, args.learning_rate, muon=True, warmup_steps=20, final_share=0.02
         )
@@ -138,10 +149,10 @@ def main() -> None:
         )
         loss, seconds = evaluate(model, val_batches), history[-1]["seconds"]
         print(
-            f"ours, {steps} steps: {count_parameters(model):,} parameters, {seconds:.0f} s, ",
-            end="",
+            f"ours, {steps} steps: {count_parameters(model):,} parameters, "
+            f"{seconds:.0f} s, {seconds / theirs:.2f} x the time, "
+            f"validation loss {loss:.3f} ({loss - goal:+.3f})"
         )
-        print(f"{seconds / theirs:.2f} x the time, validation loss {loss:.3f} ({loss - goal:+.3f})")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Kill pretrain.py twenty times at random moments, resume it each time, and compare the weights.
+"""Kill pretrain.py twenty times at random moments, resume it, and compare the weights.
 
     python tests/benchmarks/bench_resume.py
 
-Every second kill waits until a checkpoint is being written. The run that was killed must end with
-the same weights, bit for bit, as one that was not.
+Every second kill waits until a checkpoint is being written. The run that was killed
+must end with the same weights, bit for bit, as one that was not.
 """
 
 import os
@@ -19,7 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).resolve().parents[2] / "ch05_pretraining" / "pretrain.py"
-OPTIONS = "--tales 60 --vocab-size 400 --context 24 --batch-size 4 --steps 400 --checkpoint-every 5"
+OPTIONS = (
+    "--tales 60 --vocab-size 400 --context 24 --batch-size 4 --steps 400 "
+    "--checkpoint-every 5"
+)
 KILLS = 20
 
 
@@ -32,13 +35,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         first = [sys.executable, str(SCRIPT), *OPTIONS.split(), "--out"]
-        quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet = {
+            "env": environment,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+        }
         subprocess.run([*first, str(whole)], check=True, **quiet)
         during_write = finished = 0
         for kill in range(KILLS):
             resume = [sys.executable, str(SCRIPT), "--out", str(killed), "--resume"]
             started = (killed / "settings.json").exists()
-            process = subprocess.Popen(resume if started else [*first, str(killed)], **quiet)
+            process = subprocess.Popen(
+                resume if started else [*first, str(killed)], **quiet
+            )
             log = killed / "log.jsonl"
             before = log.stat().st_mtime if log.exists() else 0
             wait_for_write, pause = kill % 2 == 1, chance.random() * 0.5
@@ -53,12 +62,15 @@ def main() -> None:
             finished += process.poll() is not None
             process.send_signal(signal.SIGKILL)
             process.wait()
-        subprocess.run([sys.executable, str(SCRIPT), "--out", str(killed), "--resume"], **quiet)
+        subprocess.run(
+            [sys.executable, str(SCRIPT), "--out", str(killed), "--resume"], **quiet
+        )
         a, b = weights(whole), weights(killed)
         same = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         steps = len((killed / "log.jsonl").read_text(encoding="utf-8").splitlines())
     print(
-        f"{KILLS} kills, {during_write} of them with a checkpoint half written, {finished} too late"
+        f"{KILLS} kills, {during_write} of them with a checkpoint half written, "
+        f"{finished} too late"
     )
     print(f"log lines: {steps}; same weights as without a kill: {same}")
 

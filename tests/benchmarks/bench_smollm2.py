@@ -1,6 +1,6 @@
-"""Measure SmolLM2 in the course's classes: loading, memory, speed, also against transformers.
+"""Measure SmolLM2 in the course's classes, also against transformers.
 
-    python tests/benchmarks/bench_smollm2.py        # pip install transformers to compare
+    python tests/benchmarks/bench_smollm2.py    # pip install transformers to compare
 
 Both sides hold the same float32 weights and decode greedily, in turns, in one run.
 """
@@ -13,7 +13,11 @@ from statistics import median
 
 import torch
 
-from shared.pretrained_weights import load_pretrained, save_for_transformers, tokenizer_for
+from shared.pretrained_weights import (
+    load_pretrained,
+    save_for_transformers,
+    tokenizer_for,
+)
 from shared.pretraining import generate
 
 N, ROUNDS = 40, 5
@@ -25,7 +29,9 @@ def main() -> None:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB on Linux
     print(f"model and tokenizer loaded in {seconds:.1f} s, peak {peak:.2f} GB")
-    prompt = torch.tensor([tokenizer.encode_ordinary("It was a cold day in the harbour. " * 6)])
+    prompt = torch.tensor(
+        [tokenizer.encode_ordinary("It was a cold day in the harbour. " * 6)]
+    )
     ways = {
         "ours, cache": lambda: generate(model, prompt, N),
         "ours, no cache": lambda: generate(model, prompt, N, use_cache=False),
@@ -37,8 +43,15 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             save_for_transformers(model, tokenizer, Path(folder) / "m")
-            theirs = AutoModelForCausalLM.from_pretrained(Path(folder) / "m", dtype=torch.float32)
-        options = {"max_new_tokens": N, "min_new_tokens": N, "do_sample": False, "pad_token_id": 0}
+            theirs = AutoModelForCausalLM.from_pretrained(
+                Path(folder) / "m", dtype=torch.float32
+            )
+        options = {
+            "max_new_tokens": N,
+            "min_new_tokens": N,
+            "do_sample": False,
+            "pad_token_id": 0,
+        }
         options["attention_mask"] = torch.ones_like(prompt)
         ways["transformers, cache"] = lambda: theirs.generate(prompt, **options)
         assert torch.equal(ways["transformers, cache"](), ways["ours, cache"]())
@@ -53,7 +66,8 @@ def main() -> None:
         print(f"{name:20} {N / median(each):5.1f} tokens per second")
     if "transformers, cache" in times:
         pairs = zip(times["transformers, cache"], times["ours, cache"], strict=True)
-        print(f"ours with the cache is {median(t / o for t, o in pairs):.2f} times as fast")
+        ratio = median(theirs / ours for theirs, ours in pairs)
+        print(f"ours with the cache is {ratio:.2f} times as fast")
 
 
 if __name__ == "__main__":

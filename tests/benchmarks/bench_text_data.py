@@ -1,10 +1,10 @@
-"""Measure chapter 2's tokenizer and dataset; needs `pip install tokenizers` for the comparison.
+"""Measure chapter 2's tokenizer and dataset (first `pip install tokenizers`).
 
     python tests/benchmarks/bench_text_data.py
 
-Training times are medians of alternated runs, ours and Hugging Face `tokenizers` in turn, as
-ratios; the text is Python's own documentation, which every Python brings along. Nothing is
-asserted: the figures are for people.
+Training times are medians of alternated runs, ours and Hugging Face `tokenizers` in
+turn, as ratios; the text is Python's own documentation, which every Python brings
+along. Nothing is asserted: the figures are for people.
 """
 
 import argparse
@@ -50,7 +50,8 @@ def compare_training(name: str, text: str, vocab_size: int, runs: int) -> None:
         theirs.append(seconds(lambda: train_with_tokenizers(text, vocab_size)))
     a, b = statistics.median(ours), statistics.median(theirs)
     print(
-        f"train {vocab_size:5} on {name}: ours {a:.3f} s, tokenizers {b:.3f} s, ratio {a / b:.2f}"
+        f"train {vocab_size:5} on {name}: ours {a:.3f} s, tokenizers {b:.3f} s, "
+        f"ratio {a / b:.2f}"
     )
 
 
@@ -80,7 +81,9 @@ def measure_stream(text: str) -> None:
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         megabytes = path.stat().st_size / 1e6
-    print(f"stream {megabytes:.1f} MB: {n_ids:,} ids in {took:.0f} s (traced), ", end="")
+    print(
+        f"stream {megabytes:.1f} MB: {n_ids:,} ids in {took:.0f} s (traced), ", end=""
+    )
     print(f"{peak / 2**20:.1f} MiB extra")
 
 
@@ -91,12 +94,17 @@ def measure_dataset() -> None:
     took = seconds(lambda: GPTDataset(ids, context_length=256, stride=1)[5])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    print(f"dataset of 10M tokens, stride 1: {took * 1e3:.2f} ms, {peak / 2**10:.1f} KiB extra")
+    print(
+        f"dataset of 10M tokens, stride 1: {took * 1e3:.2f} ms, "
+        f"{peak / 2**10:.1f} KiB extra"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=9, help="alternated runs of each training")
+    parser.add_argument(
+        "--runs", type=int, default=9, help="alternated runs of each training"
+    )
     runs = parser.parse_args().runs
     docs = "\n".join(topics[name] for name in sorted(topics))
     compare_training("300 KB of Python's documentation", docs[:300_000], 1024, runs)

@@ -1,10 +1,10 @@
-"""Run every notebook from top to bottom, and write the time it took into it and into the README.
+"""Run every notebook from top to bottom; write the minutes into it and README.md.
 
-    python tests/benchmarks/notebook_minutes.py [--check] [ch01_intro/ch01_intro.ipynb ...]
+    python tests/benchmarks/notebook_minutes.py [--check] [NOTEBOOK ...]
 
-The notebooks' outputs are not touched, only the words behind **Time:** and the last column of the
-README's chapter table. With --check nothing is written. Run it alone on an idle machine with two
-cores (`taskset -c 0,1 python ...` makes it two).
+The notebooks' outputs are not touched, only the words behind **Time:** and the last
+column of the README's chapter table. With --check nothing is written. Run it alone on
+an idle machine with two cores (`taskset -c 0,1 python ...` makes it two).
 """
 
 import argparse
@@ -30,9 +30,11 @@ def in_words(seconds: float) -> str:
 
 
 def run(path: Path) -> float:
-    """Run a copy of the notebook in its folder; return the seconds, kernel start included."""
+    """Run a copy of the notebook in its folder; return the seconds, start included."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": path.parent}})
+    client = NotebookClient(
+        notebook, timeout=None, resources={"metadata": {"path": path.parent}}
+    )
     start = time.perf_counter()
     client.execute()
     return time.perf_counter() - start
@@ -51,10 +53,16 @@ def main() -> None:
         if arguments.check:
             continue
         text = path.read_text(encoding="utf-8")
-        text = re.sub(r"(\*\*Time:\*\* )(under 1 minute|about \d+ minutes)", rf"\g<1>{words}", text)
+        text = re.sub(
+            r"(\*\*Time:\*\* )(under 1 minute|about \d+ minutes)",
+            rf"\g<1>{words}",
+            text,
+        )
         path.write_text(text, encoding="utf-8")
         row = rf"^(\|.*{re.escape(path.name)}.*\|)[^|]*\|$"
-        table = re.sub(row, rf"\g<1> {words} |", readme.read_text(encoding="utf-8"), flags=re.M)
+        table = re.sub(
+            row, rf"\g<1> {words} |", readme.read_text(encoding="utf-8"), flags=re.M
+        )
         readme.write_text(table, encoding="utf-8")
 
 
