@@ -1,10 +1,11 @@
-"""`shared/export.py`: notebooks become modules, and the two are proven to be in step.
+"""`shared/support/export.py`: notebooks become modules, and stay as they are stored.
 
-The notebooks here are small ones built with nbformat; the last tests take the real checkout.
+Most tests are about small courses that they build; the last ones are about ours.
 """
 
 import ast
-import functools
+import difflib
+import json
 import os
 import shutil
 import subprocess
@@ -13,84 +14,76 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-
-from shared import export
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-HERE = "ch02_words/ch02_words.ipynb"  # the notebook most tests are about
-RUFF = functools.cache(export._ruff)  # most tests format the same few cells again and again
-DEFAULT = "#| default_exp {topic}\nimport math"
-NOT_A_NOTEBOOK = (
-    "is not a notebook chNN_<topic>.ipynb in a folder ch* of the course, with a topic of its own"
+from nbformat.v4 import (
+    new_code_cell,
+    new_markdown_cell,
+    new_notebook,
+    new_output,
 )
+
+from shared.support import COURSE, export
+
+WORDS = "ch02_words/ch02_words.ipynb"  # the notebook that most tests are about
+COMMAND = "python -m shared.support.export"
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path) -> Path:
     """An empty course: a folder that holds `shared/`."""
-    monkeypatch.setattr(export, "_ruff", RUFF)
-    course = tmp_path / "course"
+    course = tmp_path.resolve() / "course"
     (course / "shared").mkdir(parents=True)
     return course
 
 
 def save(root: Path, name: str, *cells: str, promise: str = "> Counts words.") -> Path:
-    """Write notebook `name` ("ch02_words", or with a folder before it) with these code cells.
+    """Write a notebook of these cells ("ch02_words", or with a folder before it).
 
-    The first code cell, with `#| default_exp` alone, is put before them: the first of `cells` is
-    code cell 2.
+    A cell that starts with "## " is markdown, any other one is code.
     """
     path = root / (name if "/" in name else f"{name}/{name}")
     path = path.with_suffix(".ipynb")
-    first = DEFAULT.format(topic=path.stem.partition("_")[2])
-    return save_cells(path, [first, *cells], promise)
-
-
-def save_cells(path: Path, sources: list[str], promise: str = "> Counts words.") -> Path:
-    cells = [new_markdown_cell(f"# Title\n\n{promise}\n\nMore text.")]
-    for source in sources:
-        cells += [new_markdown_cell("Why:\n\n> Not the promise."), new_code_cell(source)]
+    notebook = new_notebook(cells=[new_markdown_cell(f"# Title\n\n{promise}\n\nMore.")])
+    for source in cells:
+        is_code = not source.startswith("## ")
+        new_cell = new_code_cell if is_code else new_markdown_cell
+        notebook.cells.append(new_cell(source))
     path.parent.mkdir(exist_ok=True)
-    nbformat.write(new_notebook(cells=cells), path)
+    nbformat.write(notebook, path)
     return path
-
-
-def shared(root: Path, topic: str) -> Path:
-    return root / "shared" / f"{topic}.py"
-
-
-def body(text: str) -> str:
-    """What a module holds behind its docstring."""
-    return text.split('edit the notebook, not this file.\n"""\n', 1)[1]
 
 
 def run(root: Path, *arguments: str) -> int:
     return export.main(list(arguments), root)
 
 
-# ------------------------------------------------------------------------------ what is written
+def module(root: Path, topic: str) -> str:
+    return (root / "shared" / f"{topic}.py").read_text(encoding="utf-8")
 
 
-def test_the_whole_module_byte_for_byte(root: Path) -> None:
-    """One module worked out by hand: order, imports, comments, blank lines, formatting."""
+def body(text: str) -> str:
+    """What a module holds behind its docstring."""
+    return text.split('edit the notebook, not this file.\n"""\n\n', 1)[1]
+
+
+# -------------------------------------------------------------------- what is written
+
+
+def test_the_whole_module_byte_for_byte(root):
+    """Worked out by hand: order, imports, names, sections, comments, formatting."""
     save(
         root,
         "ch02_words",
-        "#| export\n"
-        "import re\n"
-        "from collections import Counter\n"
-        "\n"
-        "# One word.\n"
-        "WORD = re.compile(r'\\w+')\n",
-        "#| export\nimport re",
+        "#| export\nimport re\nfrom collections import Counter  # a dict of numbers\n",
+        "## 2.1 What is a *word*?\n\nText.\n\n### A pattern",
         "print('not exported')",
+        "#| exporti\n# One word.\nWORD = re.compile(r'\\w+')",
+        "#| export\nimport math\nimport re\n\nclass Table:\n    size = math.inf",
+        "## 2.2 How many `words` are there?",
+        "## Summary of a section that exports nothing",
+        "## 2.3 Count",
         "#| export\n"
-        "import math\n"
-        "import re\n"
-        "from collections.abc import Iterable\n"
         "from collections import Counter, OrderedDict as Ordered\n"
-        "\n"
+        "from collections.abc import Iterable\n"
         "def count(texts: Iterable[str]) -> Counter[str]:\n"
         '    """Count words."""\n'
         "    counts = Counter()\n"
@@ -99,30 +92,36 @@ def test_the_whole_module_byte_for_byte(root: Path) -> None:
         "        counts.update(WORD.findall( text ))\n"
         "    return counts\n"
         "\n"
-        "_CACHE = Ordered()\n"
-        "class Table:\n"
-        "    size = math.inf",
+        "_CACHE = Ordered()",
+        "#| exporti\ndef helper(): pass",
     )
     assert run(root) == 0
-    assert shared(root, "words").read_bytes().decode() == (
+    written = (root / "shared/words.py").read_bytes().decode()
+    assert written == (
         '"""Counts words.\n'
         "\n"
-        "Generated from ch02_words/ch02_words.ipynb by `python -m shared.export`;\n"
-        "edit the notebook, not this file.\n"
+        "Generated from ch02_words/ch02_words.ipynb by\n"
+        "`python -m shared.support.export`; edit the notebook, not this file.\n"
         '"""\n'
         "\n"
         "import math\n"
         "import re\n"
-        "from collections import Counter\n"
+        "from collections import Counter  # a dict of numbers\n"
         "from collections import OrderedDict as Ordered\n"
         "from collections.abc import Iterable\n"
         "\n"
-        '__all__ = ["WORD", "count", "Table"]\n'
+        '__all__ = ["Table", "count"]\n'
         "\n"
+        "# Section 2.1: What is a word?\n"
         "# One word.\n"
         'WORD = re.compile(r"\\w+")\n'
         "\n"
         "\n"
+        "class Table:\n"
+        "    size = math.inf\n"
+        "\n"
+        "\n"
+        "# Section 2.3: Count\n"
         "def count(texts: Iterable[str]) -> Counter[str]:\n"
         '    """Count words."""\n'
         "    counts = Counter()\n"
@@ -135,664 +134,500 @@ def test_the_whole_module_byte_for_byte(root: Path) -> None:
         "_CACHE = Ordered()\n"
         "\n"
         "\n"
-        "class Table:\n"
-        "    size = math.inf\n"
+        "def helper():\n"
+        "    pass\n"
     )
 
 
-def test_the_order_is_the_notebooks(root: Path) -> None:
-    path = save(root, "ch02_words", "#| export\nB = 1", "#| export\nA = B", "#| export\nC = A")
-    text = export.export_notebook(path, root)
-    assert '__all__ = ["B", "A", "C"]' in text
-    assert text.index("B = 1") < text.index("A = B") < text.index("C = A")
+def test_a_notebook_that_exports_nothing_gives_an_empty_module(root):
+    save(root, "ch02_words", "A = 1", "#  export\nB = 2")
+    assert run(root) == 0
+    assert body(module(root, "words")) == "__all__ = []\n"
 
 
-@pytest.mark.parametrize("directive", ["#| export", "#|export", "# | export", "#|  export  "])
-def test_spacing_of_the_directive(root: Path, directive: str) -> None:
-    path = save(root, "ch02_words", f"{directive}\nA = 1")
-    assert body(export.export_notebook(path, root)) == '\n__all__ = ["A"]\n\nA = 1\n'
+def test_what_counts_as_a_public_name(root):
+    code = "A = B = 1\n(C, [*D]) = 1, [2]\nE: int = 3\nA.x = D[0] = 4\nF += 5\n_G = 6"
+    save(root, "ch02_words", f"#| export\n{code}\nasync def h(): i = 7")
+    assert run(root) == 0
+    assert '__all__ = ["A", "B", "C", "D", "E", "h"]\n' in module(root, "words")
 
 
-def test_first_code_cell_may_be_exported(root: Path) -> None:
-    path = root / "ch02_words/ch02_words.ipynb"
-    save_cells(path, ["#|default_exp words\n#| export\nA = 1", "B = 2"])
-    text = export.export_notebook(path, root)
-    assert "A = 1" in text and "B = 2" not in text and "#|" not in text
-
-
-def test_a_notebook_that_exports_nothing_gives_an_empty_module(root: Path) -> None:
-    path = save(root, "ch02_words", "A = 1")
-    assert body(export.export_notebook(path, root)) == "\n__all__ = []\n"
-
-
-def test_imports_are_gathered_grouped_and_future_comes_first(root: Path) -> None:
-    path = save(
+def test_imports_are_gathered_and_grouped(root):
+    save(
         root,
         "ch02_words",
-        "#| export\nimport torch  # the tensors\nA = torch.e",
-        "#| export\n"
-        "from __future__ import annotations\n"
-        "import regex\n"
-        "from shared.fetch import (\n    fetch,  # a comment inside is dropped\n    verify,\n)\n"
-        "import os.path, sys  # two of them\n"
-        "B = regex, fetch, verify, os.path, sys",
-        "#| export\nimport torch\nC: torch.Tensor\nD = torch",
+        "#| export\nimport torch  # tensors\nA = torch.e",
+        "#| export\nfrom __future__ import annotations\nimport regex\n"
+        "from shared.support.files import (\n    write_whole,\n    sha256_of,\n)\n"
+        "import os.path, sys\nB = 1",
+        "#| export\nimport torch\nC = 2",
     )
-    assert body(export.export_notebook(path, root)) == (
-        "\nfrom __future__ import annotations\n"
+    assert run(root) == 0
+    assert body(module(root, "words")) == (
+        "from __future__ import annotations\n"
         "\n"
-        "import os.path  # two of them\n"
+        "import os.path\n"
         "import sys\n"
         "\n"
         "import regex\n"
-        "import torch  # the tensors\n"
+        "import torch  # tensors\n"
         "\n"
-        "from shared.fetch import fetch, verify\n"
+        "from shared.support.files import (\n"
+        "    sha256_of,\n"
+        "    write_whole,\n"
+        ")\n"
         "\n"
-        '__all__ = ["A", "B", "D"]\n'
+        '__all__ = ["A", "B", "C"]\n'
         "\n"
         "A = torch.e\n"
         "\n"
-        "B = regex, fetch, verify, os.path, sys\n"
+        "B = 1\n"
         "\n"
-        "C: torch.Tensor\n"
-        "D = torch\n"
+        "C = 2\n"
     )
 
 
-def test_text_that_looks_like_an_import_or_a_comment_stays(root: Path) -> None:
-    """Lines are taken out by what they mean, not by how they look."""
-    path = save(
-        root,
-        "ch02_words",
-        '#| export\nA = """\nimport os\n# not a comment"""\nimport math\nB = math.pi\n'
-        "def f():\n    import json\n    return json",
-    )
-    module = ast.parse(export.export_notebook(path, root))
-    values = {
-        node.targets[0].id: node.value for node in module.body if isinstance(node, ast.Assign)
-    }
-    assert ast.literal_eval(values["A"]) == "\nimport os\n# not a comment"
-    assert ast.unparse(module.body[-1]) == "def f():\n    import json\n    return json"
+def test_only_imports_of_the_module_itself_are_moved(root):
+    code = 'A = """\nimport os\n# Text."""\nimport math\ndef f():\n    import json'
+    save(root, "ch02_words", f"#| export\n{code}")
+    assert run(root) == 0
+    _, imported, _, text, function = ast.parse(module(root, "words")).body
+    assert ast.unparse(imported) == "import math"
+    assert ast.literal_eval(text.value) == "\nimport os\n# Text."
+    assert ast.unparse(function) == "def f():\n    import json"
+
+
+def test_nothing_is_executed_or_imported(root):
+    marker = root / "executed"
+    touch = f"__import__('pathlib').Path({str(marker)!r}).touch()"
+    save(root, "ch02_words", touch, f"#| export\nimport no_such_module\nA = {touch}")
+    assert run(root) == 0
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(
     ("promise", "docstring"),
     [
-        ("> Counts words.", "Counts words."),
-        (">Counts words.  ", "Counts words."),
-        ("> First line.\n> Second line.", "First line."),
-        ("> A **bold *and* plain** _word_, `code_with_x` ", "A bold and plain word, code_with_x"),
-        (
-            "> **`__init__`** and snake_case_name, 2 * 3 * 4",
-            "__init__ and snake_case_name, 2 * 3 * 4",
-        ),
-        ("> See [the *paper*](https://a.b/c_d_e).", "See the paper."),
-        ('> A path C:\\new, a "quote" and """three', 'A path C:\\new, a "quote" and """three'),
-        ("> Ends with é → ✓", "Ends with é → ✓"),
+        (">An **apt** *and* `code_with_x` ", "An apt and code_with_x"),
+        ("> See [the *paper*](https://a.b/c).\n> More.", "See the paper."),
+        ('> A "quote", é → ✓ and "end".', None),
+        ("> " + "two-fold words " * 20, None),
     ],
 )
-def test_docstring_is_the_promise_in_plain_text(root: Path, promise: str, docstring: str) -> None:
-    path = save(root, "ch02_words", "#| export\nA = 1", promise=promise)
-    first, empty, source, hint = ast.get_docstring(
-        ast.parse(export.export_notebook(path, root))
-    ).split("\n")
-    assert (first, empty) == (docstring, "")
-    assert source == "Generated from ch02_words/ch02_words.ipynb by `python -m shared.export`;"
-    assert hint == "edit the notebook, not this file."
-
-
-def test_a_long_promise_is_wrapped(root: Path) -> None:
-    path = save(root, "ch02_words", promise="> " + "many words " * 20)
-    text = export.export_notebook(path, root)
-    assert max(map(len, text.split("\n"))) <= 100
-    assert ast.get_docstring(ast.parse(text)).replace("\n", " ").startswith("many words " * 20)
-
-
-@pytest.mark.parametrize(
-    "signature", ["argv=None", "argv: list[str] | None = None", "*, argv=None"]
-)
-def test_main_gets_its_guard_and_runs(root: Path, signature: str) -> None:
-    save(
-        root,
-        "ch02_words",
-        f"#| export\ndef main({signature}):\n    print('ran', argv)\n    return 3",
-    )
+def test_docstring_is_the_promise_in_plain_text(root, promise, docstring):
+    save(root, "ch02_words", promise=promise)
     assert run(root) == 0
-    module = shared(root, "words")
-    assert module.read_text().endswith('\n\nif __name__ == "__main__":\n    sys.exit(main())\n')
-    assert "\nimport sys\n" in module.read_text()
-    ran = subprocess.run([sys.executable, module], capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout) == (3, "ran None\n")
+    text = module(root, "words")
+    first, origin = ast.get_docstring(ast.parse(text)).split("\n\n")
+    assert first.replace("\n", " ") == (docstring or promise[2:].strip())
+    assert origin.startswith(f"Generated from {WORDS} by\n`{COMMAND}`; ")
+    assert max(map(len, text.split("\n"))) <= 88
 
 
-@pytest.mark.parametrize(
-    "code",
-    ["def main(x=1):\n    return x", "class A:\n    def main(self, argv=None):\n        pass"],
-)
-def test_no_guard_without_a_main_for_the_command_line(root: Path, code: str) -> None:
-    path = save(root, "ch02_words", f"#| export\n{code}")
-    text = export.export_notebook(path, root)
-    assert "__main__" not in text and "import sys" not in text
-
-
-def test_nothing_is_executed_or_imported(root: Path) -> None:
-    marker = root / "executed"
-    touch = f"__import__('pathlib').Path({str(marker)!r}).touch()"
-    save(
-        root, "ch02_words", touch, f"#| export\nimport no_such_module\nA = no_such_module, {touch}"
-    )
+def test_many_names_stand_several_on_a_line(root):
+    names = [f"a_rather_long_name_{n}" for n in range(20)]
+    save(root, "ch02_words", "#| export\n" + "\n".join(f"{name} = 1" for name in names))
     assert run(root) == 0
-    assert not marker.exists()
+    listed = module(root, "words").partition("__all__ = [")[2].partition("]")[0]
+    assert ast.literal_eval(f"[{listed}]") == names
+    assert listed.count("\n") < 10 and max(map(len, listed.split("\n"))) <= 88
 
 
-# ------------------------------------------------------------------------------ same bytes
+# -------------------------------------------------------------------------- same bytes
 
 
-def test_same_bytes_twice_and_an_unchanged_module_is_not_touched(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export, "_ruff", RUFF.__wrapped__)
-    save(root, "ch02_words", "#| export\nA = 1")
-    assert run(root) == 0
-    module = shared(root, "words")
-    os.utime(module, ns=(10**18, 10**18))
-    before = module.read_bytes(), module.stat()
-    assert run(root) == 0
-    assert module.read_bytes() == before[0]
-    assert (module.stat().st_mtime_ns, module.stat().st_ino) == (10**18, before[1].st_ino)
-    assert [path.name for path in (root / "shared").iterdir()] == ["words.py"]  # nothing temporary
-
-
-def test_outputs_counts_tags_and_ids_do_not_matter(root: Path) -> None:
+def test_only_the_sources_of_the_cells_matter(root):
     path = save(root, "ch02_words", "#| export\nA = 1", "A")
-    before = export.export_notebook(path, root)
+    run(root)
+    before = module(root, "words")
     notebook = nbformat.read(path, as_version=4)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"other-{number}"
-        if cell.cell_type == "code":
-            cell.execution_count = 40 + number
-            cell.outputs = [new_output("stream", text="another output\n")]
-            cell.metadata.tags = ["nbval-ignore-output"]
+        cell.metadata.tags = ["nbval-ignore-output"]
+    notebook.cells[1].execution_count = 41
+    notebook.cells[1].outputs = [new_output("stream", text="another output\n")]
     nbformat.write(notebook, path)
-    assert export.export_notebook(path, root) == before
-
-
-@pytest.mark.parametrize("ending", ["\r\n", "\r"])
-def test_line_endings_do_not_matter(root: Path, ending: str) -> None:
-    path = save(root, "ch02_words", '#| export\nA = """\nx"""\nB = 1')
-    before = export.export_notebook(path, root)
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        cell.source = cell.source.replace("\n", ending)
-    nbformat.write(notebook, path)
-    assert export.export_notebook(path, root) == before
-
-    assert run(root) == 0
-    module = shared(root, "words")
-    assert b"\r" not in module.read_bytes()
-    module.write_bytes(module.read_bytes().replace(b"\n", b"\r\n"))  # as git may check it out
     assert run(root, "--check") == 0
-
-
-def test_a_readers_ruff_settings_do_not_matter(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_ruff", RUFF.__wrapped__)
-    code = "import torch, regex\nfrom shared.fetch import fetch\nA = 'a', torch, regex, fetch"
-    path = save(root, "ch02_words", f"#| export\n{code}")
-    before = export.export_notebook(path, root)
-    folder = root / "elsewhere"
-    (folder / "torch").mkdir(parents=True)  # ruff would take torch for one of our own packages
-    (folder / "ruff.toml").write_text(
-        "line-length = 20\n"
-        "[format]\n"
-        "quote-style = 'single'\n"
-        "[lint.isort]\n"
-        "force-single-line = true\n"
-    )
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("RUFF_OUTPUT_FORMAT", "github")
-    monkeypatch.setenv("RUFF_OUTPUT_FILE", str(root / "report"))
-    assert export.export_notebook(path, root) == before
-
-
-# ------------------------------------------------------------------------------ --check
-
-
-def test_check_is_green_when_in_step(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(root, "ch02_words", "#| export\nA = 1")
-    save(root, "ch01_intro", "#| export\nA = 1")
     assert run(root) == 0
-    assert capsys.readouterr().out == (
-        "ch01_intro: wrote shared/intro.py\nch02_words: wrote shared/words.py\n"
-    )
-    assert run(root, "--check") == 0
-    assert capsys.readouterr() == (
-        "ch01_intro: shared/intro.py is in step\nch02_words: shared/words.py is in step\n",
-        "",
-    )
+    assert module(root, "words") == before
 
 
-def test_check_shows_a_changed_module(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(root, "ch02_words", "#| export\nA = 1")
-    save(root, "ch03_more", "#| export\nA = 1")
+def test_a_readers_ruff_settings_and_folders_do_not_matter(root, monkeypatch):
+    code = "import torch, regex\nfrom shared.support import COURSE\nA = 'a'"
+    save(root, "ch02_words", f"#| export\n{code}")
     run(root)
-    module = shared(root, "words")
-    edited = module.read_text().replace("A = 1", "A = 2")
-    module.write_text(edited)
-    capsys.readouterr()
+    folder = root / "elsewhere"
+    (folder / "torch").mkdir(parents=True)  # as if torch were a package of ours
+    settings = "line-length = 20\n[format]\nquote-style = 'single'\n"
+    settings += "[lint.isort]\nforce-single-line = true\n"
+    (folder / "ruff.toml").write_text(settings)
+    monkeypatch.chdir(folder)
+    assert run(root, "--check") == 0
+
+
+# ----------------------------------------------------------------------------- --check
+
+
+def test_check_tells_what_is_in_step_and_what_is_not(root, capsys):
+    save(root, "ch01_intro", "#| export\nA = 1")
+    save(root, "ch02_words", "#| export\nA = 1")
+    assert run(root) == 0
+    wrote = "ch01_intro: wrote shared/intro.py\nch02_words: wrote shared/words.py\n"
+    assert capsys.readouterr() == (wrote, "")
+    intro = "ch01_intro: shared/intro.py is in step\n"
+    words = "ch02_words: shared/words.py is in step\n"
+    assert run(root, "--check") == 0
+    assert capsys.readouterr() == (intro + words, "")
+
+    edited = module(root, "words").replace("A = 1", "A = 2")
+    (root / "shared/words.py").write_text(edited)
     assert run(root, "--check") == 1
     out, err = capsys.readouterr()
-    assert "--- shared/words.py\n" in out and "\n-A = 2\n+A = 1\n" in out
-    assert "ch03_more: shared/more.py is in step\n" in out
-    assert err == f"shared/words.py is not in step: run `python -m shared.export {HERE}`\n"
-    assert module.read_text() == edited  # --check writes nothing
-
-
-@pytest.mark.parametrize("edit", [lambda text: text[:-1], lambda text: text + "\n"])
-def test_check_sees_a_changed_end_of_file(root: Path, edit) -> None:
-    save(root, "ch02_words", "#| export\nA = 1")
-    run(root)
-    module = shared(root, "words")
-    module.write_text(edit(module.read_text()))
-    assert run(root, "--check") == 1
-
-
-def test_check_shows_a_changed_notebook(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(root, "ch02_words", "#| export\nA = 1")
-    run(root)
-    save(root, "ch02_words", "#| export\nA = 3")
-    assert run(root, "--check") == 1
-    assert "\n-A = 1\n+A = 3\n" in capsys.readouterr().out
+    assert out.startswith(f"{intro}--- shared/words.py\n")
+    assert "\n-A = 2\n+A = 1\n" in out
+    advice = f"run `{COMMAND} ch02_words`"
+    assert err == f"shared/words.py is not in step: {advice}\n"
+    assert module(root, "words") == edited  # nothing was written
     assert run(root) == 0 and run(root, "--check") == 0
 
 
-def test_check_shows_a_missing_module(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_sees_a_changed_end_of_file(root):
+    save(root, "ch02_words", "#| export\nA = 1")
+    run(root)
+    text = module(root, "words")
+    for edited in (text[:-1], text + "\n"):
+        (root / "shared/words.py").write_text(edited)
+        assert run(root, "--check") == 1
+
+
+def test_check_does_not_write_a_missing_module(root, capsys):
     save(root, "ch02_words", "#| export\nA = 1")
     assert run(root, "--check") == 1
     assert "\n+A = 1\n" in capsys.readouterr().out
-    assert not shared(root, "words").exists()
+    assert not (root / "shared/words.py").exists()
 
 
-def test_module_whose_notebook_is_gone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(root, "ch01_intro", "#| export\nA = 1")
-    gone = save(root, "ch02_words", "#| export\nB = 1")
-    run(root)
-    shared(root, "fetch").write_text('"""Written by hand."""\n')
-    assert run(root, "--check") == 0
-    gone.unlink()
-    capsys.readouterr()
-    assert run(root, "--check") == 1
-    out, err = capsys.readouterr()
-    assert out == "ch01_intro: shared/intro.py is in step\n"
-    message = "shared/words.py has no notebook; delete it\n"
-    assert err == message
-    assert run(root) == 1  # the command says so too, and leaves the deleting to the reader
-    assert capsys.readouterr().err == message
-    assert shared(root, "words").exists()
-    assert run(root, "--check", "ch01_intro/ch01_intro.ipynb") == 0  # asked about another one
+# ---------------------------------------------------------------------- which notebooks
 
 
-def test_a_course_without_notebooks_is_not_green(root: Path) -> None:
-    assert run(root, "--check") == 1
-
-
-# ------------------------------------------------------------------------------ which notebooks
-
-
-def test_a_single_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From any folder: relative to it, relative to the root, absolute."""
+def test_ways_to_name_a_notebook(root, monkeypatch):
+    """A bare name works anywhere, a path from the current or the top folder."""
     first = save(root, "ch01_intro", "#| export\nA = 1")
     save(root, "ch02_words", "#| export\nA = 1")
-    monkeypatch.chdir(first.parent)
-    for argument in ("ch01_intro.ipynb", "ch01_intro/ch01_intro.ipynb", str(first)):
-        shared(root, "intro").unlink(missing_ok=True)
-        assert run(root, "--check", argument) == 1
-        assert run(root, argument) == 0
-        assert run(root, "--check", argument) == 0
-        assert [path.name for path in (root / "shared").iterdir()] == ["intro.py"]
+    elsewhere = save(root.parent, "ch01_intro", "#| export\nCOPY = 1").parent
+    paths = ["ch01_intro/ch01_intro.ipynb", str(first)]
+    for name in ["ch01_intro", "ch01_intro.ipynb", *paths, "../course/" + paths[0]]:
+        monkeypatch.chdir(root if name.startswith("..") else elsewhere)
+        assert run(root, "--check", name) == 1, name
+        assert run(root, name) == 0, name
+        assert "A = 1" in module(root, "intro"), name
+        assert os.listdir(root / "shared") == ["intro.py"]
+        (root / "shared/intro.py").unlink()
 
 
-@pytest.mark.parametrize(
-    "argument", ["ch02_words/ch02_none.ipynb", "elsewhere/ch02_words.ipynb", "shared/words.py"]
-)
-def test_a_path_that_is_no_notebook_of_the_course(
-    root: Path, capsys: pytest.CaptureFixture[str], argument: str
-) -> None:
+def test_names_that_are_no_notebook_of_the_course(root, capsys, monkeypatch):
+    monkeypatch.chdir(root)
     save(root, "ch02_words", "#| export\nA = 1")
-    save(root, "elsewhere/ch02_words", "#| export\nA = 1")
-    assert run(root, argument) == 1
-    assert capsys.readouterr().err == f"{argument}: {NOT_A_NOTEBOOK}\n"
-    assert not list((root / "shared").iterdir())
-
-
-def test_exercises_and_checkpoints_are_skipped(root: Path) -> None:
-    save(root, "ch02_words", "#| export\nA = 1")
-    save(root, "ch02_words/ch02_words_exercises", "#| export\nthis is not Python")
-    (root / "ch02_words/.ipynb_checkpoints").mkdir()
-    shutil.copy(
-        root / "ch02_words/ch02_words.ipynb",
-        root / "ch02_words/.ipynb_checkpoints/ch02_words-checkpoint.ipynb",
-    )
+    for name in ("ch02_exercises", "ch02_words-Copy1"):
+        save(root, f"ch02_words/{name}", "#| export\nthis is not Python")
+    save(root, "elsewhere/ch03_more", "#| export\nA = 1")
     assert run(root) == 0
-    assert [path.name for path in (root / "shared").iterdir()] == ["words.py"]
+    assert os.listdir(root / "shared") == ["words.py"]
+    capsys.readouterr()
+    others = ["ch02_exercises", "ch02_words-Copy1", "elsewhere/ch03_more.ipynb"]
+    assert run(root, *others, "ch09_none", "shared/words.py") == 1
+    lines = capsys.readouterr().err.splitlines()
+    rule = "only ch*/chNN_<topic>.ipynb exports a module"
+    assert lines == [
+        f"ch02_words/ch02_exercises.ipynb: {rule}",
+        f"ch02_words/ch02_words-Copy1.ipynb: {rule}",
+        "ch03_more: the course has no such notebook",
+        "ch09_none: the course has no such notebook",
+        "words: the course has no such notebook",
+    ]
 
 
-def test_reading_order(root: Path) -> None:
-    """By chapter; the notebook its folder is named after comes first."""
+def test_reading_order(root):
+    """By chapter; the notebook that its folder is named after comes first."""
     for name in ("ch05_b/ch05_a", "ch05_b/ch05_b", "ch05_b/ch05_c", "ch04_z/ch04_z"):
         save(root, name)
-    assert [path.stem for path in export.find_notebooks(root)] == [
-        "ch04_z",
-        "ch05_b",
-        "ch05_a",
-        "ch05_c",
-    ]
+    names = [path.stem for path in export.find_notebooks(root)]
+    assert names == ["ch04_z", "ch05_b", "ch05_a", "ch05_c"]
 
 
-# ------------------------------------------------------------------------------ refusals
+# ---------------------------------------------------------------------------- refusals
+
+DIRECTIVE = ": a directive is a first line, `#| export` or `#| exporti`"
+LATER = "is not an earlier module of the course"
+REFUSED = [  # a code cell, its refused line, and the reason
+    ("#| export\nA = 1\n%matplotlib inline", 3, "IPython magic"),
+    ("#| export\n%%time\nA = 1", 2, "IPython magic: `%%time`"),
+    ("#| exporti\ndef f():\n    !ls", 3, "IPython magic: `!ls`"),
+    ("#| export\nA = !ls", 2, "IPython magic: `A = !ls`"),
+    ("#| export\nmath.sqrt?", 2, "IPython magic: `math.sqrt?`"),
+    ("#| export\nA = 1\n\nB = = 2  # why?", 4, "syntax error, invalid syntax"),
+    ("#| export\ndef f():\nreturn 1", 3, "syntax error, expected an indented block"),
+    ("#| export\nTWICE = 1\nTWICE = 2", 3, "`TWICE` is exported twice"),
+    ("#| exporti\ndef TWICE(): pass", 2, "`TWICE` is exported twice"),
+    ("#| export\nx, *TWICE = 1, 2", 2, "`TWICE` is exported twice"),
+    ("#| export\nimport shared.later as x", 2, f"`shared.later` {LATER}"),
+    ("#| export\nfrom shared.later import y", 2, f"`shared.later` {LATER}"),
+    ("#| export\nfrom shared import intro, later", 2, f"`shared.later` {LATER}"),
+    ("#| export\n\nfrom shared import (\n    next\n)", 3, f"`shared.next` {LATER}"),
+    ("#| export\ndef g():\n    import shared.later", 3, f"`shared.later` {LATER}"),
+    ("#| export\nfrom shared.words import A", 2, f"`shared.words` {LATER}"),
+    ("#|export\nx = 1", 1, f"`#|export`{DIRECTIVE}"),
+    ("# | export\nx = 1", 1, f"`# | export`{DIRECTIVE}"),
+    ("  #| export\nx = 1", 1, f"`#| export`{DIRECTIVE}"),
+    ("#| export \nx = 1", 1, f"`#| export`{DIRECTIVE}"),
+    ("#| Export\nx = 1", 1, f"`#| Export`{DIRECTIVE}"),
+    ("#| export: true\nx = 1", 1, f"`#| export: true`{DIRECTIVE}"),
+    ("#| exporti  # inside\nx = 1", 1, f"`#| exporti  # inside`{DIRECTIVE}"),
+    ("#| exprot\nx = 1", 1, f"`#| exprot`{DIRECTIVE}"),
+    ("#| default_exp words\nx = 1", 1, f"`#| default_exp words`{DIRECTIVE}"),
+    ("%%time\n#| export\nx = 1", 2, f"`#| export`{DIRECTIVE}"),
+    ("\n#| export\nx = 1", 2, f"`#| export`{DIRECTIVE}"),
+    ("#| export\nz = 1\n    #| hide\n", 3, f"`#| hide`{DIRECTIVE}"),
+]
 
 
-def refusals(root: Path, *cells: str) -> list[str]:
-    """What is refused in ch02_words, with notebooks around it; its old module must survive."""
+def test_everything_that_is_refused_is_shown_at_once(root, capsys):
+    """Status 1, the old module untouched; the other notebooks get theirs."""
     for name in ("ch01_intro", "ch02_words/ch02_next", "ch03_later"):
-        save(root, name, "#| export\nA = 1")
-    path = save(root, "ch02_words", *cells)
-    module = shared(root, "words")
-    module.write_text("OLD = 1\n")
-    os.utime(module, ns=(10**18, 10**18))
-    with pytest.raises(export.ExportError) as caught:
-        export.export_notebook(path, root)
-    assert run(root, HERE) == 1
-    assert run(root, "--check", HERE) == 1
-    assert (module.read_text(), module.stat().st_mtime_ns) == ("OLD = 1\n", 10**18)
-    return str(caught.value).split("\n")
-
-
-@pytest.mark.parametrize(
-    ("code", "line", "message"),
-    [
-        # The cell is code cell 3, and `#| export` is its line 1.
-        ("A = 1\n%matplotlib inline", 3, "IPython magic or shell command `%matplotlib inline`"),
-        ("%%time\nA = 1", 2, "IPython magic or shell command `%%time`"),
-        ("def f():\n    !ls", 3, "IPython magic or shell command `!ls`"),
-        ("A = !ls", 2, "IPython magic or shell command `A = !ls`"),
-        ("A = 1\nmath.sqrt?", 3, "IPython magic or shell command `math.sqrt?`"),
-        ("?A", 2, "IPython magic or shell command `?A`"),
-        ("A = 1\n\nB = = 2  # why?", 4, "syntax error: invalid syntax"),
-        ("def f():\nreturn 1", 3, "syntax error: expected an indented block"),
-        ("return 1", 2, "this would act when imported: `return 1`"),
-        ("type Words = list[str]", 2, "syntax error: "),  # Python 3.12
-        ('A = f"{"a"}"', 2, ""),  # Python 3.12
-        ("A = 1\nA = 2", 3, "`A` is exported twice, first in code cell 3, line 2"),
-        ("def OLD(): pass", 2, "`OLD` is exported twice, first in code cell 2, line 2"),
-        ("class OLD: pass", 2, "`OLD` is exported twice, first in code cell 2, line 2"),
-        ("(A, *OLD) = range(3)", 2, "`OLD` is exported twice, first in code cell 2, line 2"),
-        ("OLD: int = 2", 2, "`OLD` is exported twice, first in code cell 2, line 2"),
-        ("import shared.later", 2, "`shared.later` is not an earlier module of the course"),
-        ("import shared.later as x", 2, "`shared.later` is not an earlier module of the course"),
-        (
-            "A = 1\nfrom shared.later import A as B",
-            3,
-            "`shared.later` is not an earlier module of the course",
-        ),
-        (
-            "from shared import intro, later",
-            2,
-            "`shared.later` is not an earlier module of the course",
-        ),
-        (
-            "from shared import (\n    next,\n)",
-            2,
-            "`shared.next` is not an earlier module of the course",
-        ),
-        (
-            "def f():\n    x = 1\n    import shared.later",
-            4,
-            "`shared.later` is not an earlier module of the course",
-        ),
-        (
-            "from shared.words import OLD",
-            2,
-            "`shared.words` is not an earlier module of the course",
-        ),
-        (
-            "from shared.nowhere import x",
-            2,
-            "`shared.nowhere` is not an earlier module of the course",
-        ),
-        ("import shared", 2, "`shared` is not an earlier module of the course"),
-        ("from .intro import A\nB = A", 2, "Prefer absolute imports"),
-        ("def f():\n    from . import intro\n    intro", 3, "Prefer absolute imports"),
-        ("A = 1\nfrom math import *", 3, "`from math import *` used"),
-        ("import re; A = re", 2, "Multiple statements on one line"),
-        ("A = 1; import re\nB = re", 2, "Multiple statements on one line"),
-        (
-            "def main(argv=None): pass\nif __name__ == '__main__':\n    main()",
-            3,
-            "this would act when imported: `if __name__ == '__main__':`",
-        ),
-        ("A = 1\nprint(A)", 3, "this would act when imported: `print(A)`"),
-        ("A = 1\nA", 3, "this would act when imported: `A`"),
-        (
-            "A = []\nfor x in range(3):\n    A.append(x)",
-            3,
-            "this would act when imported: `for x in",
-        ),
-        ("A = 1\nif A:\n    B = 2", 3, "this would act when imported: `if A:`"),
-        ("try:\n    import math\nfinally:\n    math", 2, "this would act when imported: `try:`"),
-        ("A = [1]\nassert A", 3, "this would act when imported: `assert A`"),
-        (
-            "A = 1\ndef f():\n    return [\n        notebook_only]",
-            5,
-            "Undefined name `notebook_only`",
-        ),
-        ("def f(x: 'Unknown'): pass", 2, "Undefined name `Unknown`"),
-        ("A = math.pi", 2, "Undefined name `math`"),  # imported in a cell that is not exported
-        ("A = 1\nimport os.path, re\nB = re", 3, "`os.path` imported but unused"),
-        ("import re  # noqa: F401", 2, "`re` imported but unused"),
-        ("def f():\n    import re", 3, "`re` imported but unused"),
-        ("A = 1\n#| export\nB = 1", 3, "`#| export`: only `#| export` in line 1 is known"),
-        ("A = 1\n#|default_exp words", 3, "`#| default_exp words`: only `#| export` in line 1"),
-    ],
-)
-def test_refused_code(root: Path, code: str, line: int, message: str) -> None:
-    found = refusals(root, "#| export\nOLD = 1", f"#| export\n{code}")
-    assert len(found) == 1
-    assert found[0].startswith(f"{HERE}, code cell 3, line {line}: {message}")
-
-
-@pytest.mark.parametrize(
-    ("cell", "line", "message"),
-    [
-        ("\n#| export\nA = 1", 2, "`#| export`"),
-        ("%%time\n#| export\nA = 1", 2, "`#| export`"),
-        ("#| export words\nA = 1", 1, "`#| export words`"),
-        ("#| exprot\nA = 1", 1, "`#| exprot`"),
-        ("#| default_exp words\nA = 1", 1, "`#| default_exp words`"),
-    ],
-)
-def test_refused_directives(root: Path, cell: str, line: int, message: str) -> None:
-    assert refusals(root, "#| export\nOLD = 1", cell) == [
-        f"{HERE}, code cell 3, line {line}: {message}: only `#| export` in line 1 is known"
-    ]
-
-
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import math",
-        "import math\n#| default_exp words",
-        "",
-        "#| default_exp word",
-        "#| default_exp",
-    ],
-)
-def test_refused_default_exp(root: Path, first: str) -> None:
-    path = save_cells(root / HERE, [first, "#| export\nA = 1"])
-    with pytest.raises(export.ExportError) as caught:
-        export.export_notebook(path, root)
-    message = f"{HERE}, code cell 1, line 1: the first line must be `#| default_exp words`"
-    assert message in str(caught.value).split("\n")
-
-
-def test_all_refusals_of_all_notebooks_are_listed(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = refusals(root, "#| export\nprint()\n%magic", "#| export\nprint()\nimport shared.later")
-    places = [line.removeprefix(f"{HERE}, ").partition(":")[0] for line in found]
-    assert sorted(places) == [
-        "code cell 2, line 3",
-        "code cell 3, line 2",
-        "code cell 3, line 3",
-    ]
-    save(root, "ch03_later", "#| export\nA = (")
-    capsys.readouterr()
+        save(root, name, "#| export\nNEW = 1")
+    cells = [cell for cell, _, _ in REFUSED]
+    save(root, "ch02_words", "#| export\nFIRST = 1", *cells, promise="No promise.")
+    (root / "shared/words.py").write_text("OLD = 1\n")
     assert run(root) == 1
-    err = capsys.readouterr().err.split("\n")
-    assert err[:-2] == found
-    assert err[-2].startswith("ch03_later/ch03_later.ipynb, code cell 2, line 2: syntax error: ")
+    first, *found = capsys.readouterr().err.splitlines()
+    assert first == f"{WORDS}: the first cell has no `> ` line"
+    assert len(found) == len(REFUSED)
+    for number, (line, (_, at, reason)) in enumerate(zip(found, REFUSED, strict=True)):
+        place = f"{WORDS}, code cell {number + 2}, line {at}"
+        assert line.startswith(f"{place}: {reason}")
+    assert module(root, "words") == "OLD = 1\n"
+    for topic in ("intro", "next", "later"):
+        assert "NEW = 1" in module(root, topic)
+    assert run(root, "--check") == 1
+    assert capsys.readouterr().err.splitlines() == [first, *found]
 
 
-def test_the_others_are_written_when_one_is_refused(root: Path) -> None:
-    """Partial success: status 1, old module untouched, new modules of the other notebooks."""
-    refusals(root, "#| export\n!ls")
-    save(root, "ch01_intro", "#| export\nNEW = 1")
-    save(root, "ch03_later", "#| export\nfrom shared.intro import NEW\nNEWER = NEW")
-    assert run(root) == 1
-    assert "NEW = 1" in shared(root, "intro").read_text()
-    assert "OLD = 1" in shared(root, "words").read_text()
-    assert "NEWER = NEW" in shared(root, "later").read_text()
-
-
-def test_imports_that_are_allowed(root: Path) -> None:
-    """Earlier chapters, earlier notebooks of the chapter, modules written by hand."""
+def test_imports_that_are_allowed(root):
+    """Earlier chapters, earlier notebooks of the chapter, and what helps them all."""
     save(root, "ch04_a", "#| export\nA = 1")
-    save(root, "ch05_pretraining", "#| export\nA = 1")
-    path = save(
-        root,
-        "ch05_pretraining/ch05_pretrained_weights",
-        "#| export\nimport shared.a as a\nfrom shared import fetch, tiny_tales, pretraining\n"
-        "from shared.export import ROOT\nA = a, fetch, tiny_tales, pretraining, ROOT",
+    save(root, "ch05_b", "import shared.z", "#| export\nA = 1")
+    imports = (
+        "import shared.a as a\nfrom shared import b\nfrom shared.b import A as z\n"
     )
-    assert "from shared import fetch, pretraining, tiny_tales\n" in export.export_notebook(
-        path, root
-    )
+    imports += "from shared.support import files\nfrom shared.support.z import z as y\n"
+    save(root, "ch05_b/ch05_a_second", f"#| export\n{imports}")
+    save(root, "ch06_z")
+    assert run(root) == 0
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"{}",
-        b"\xff\xfe",
-        b"<<<<<<< HEAD\n{}",
-        b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": 3}',
-        b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "x"}]}',
-        b'{"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": []}',
-    ],
-)
-def test_what_is_not_a_notebook_is_refused(
-    root: Path, capsys: pytest.CaptureFixture[str], content: bytes
-) -> None:
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'<<<<<<< HEAD\n{"cells": []}'])
+def test_a_damaged_notebook_is_named_and_left_alone(root, capsys, content):
     path = save(root, "ch02_words", "#| export\nA = 1")
     save(root, "ch03_later", "#| export\nA = 1")
-    assert run(root, HERE) == 0
-    before = shared(root, "words").read_bytes()
     path.write_bytes(content)
-    capsys.readouterr()
-    assert run(root) == 1
-    out, err = capsys.readouterr()
-    assert out == "ch03_later: wrote shared/later.py\n"
-    assert err.startswith(f"{HERE}: cannot be read as a notebook: ") and err.count("\n") == 1
-    assert shared(root, "words").read_bytes() == before
+    for option in ([], ["--check"], ["--clean"]):
+        assert run(root, *option) == 1
+        out, err = capsys.readouterr()
+        assert out.startswith("ch03_later: ")
+        assert err.startswith(str(path)) and err.count("\n") == 1
+    assert path.read_bytes() == content
+    assert os.listdir(root / "shared") == ["later.py"]
 
 
-@pytest.mark.parametrize("promise", ["No promise.", ">", "Text > text."])
-def test_a_notebook_without_a_promise_is_refused(root: Path, promise: str) -> None:
-    path = save(root, "ch02_words", "#| export\nA = 1", promise=promise)
-    with pytest.raises(
-        export.ExportError, match=rf"^{HERE}: the first markdown cell has no `> ` line"
-    ):
-        export.export_notebook(path, root)
+# ----------------------------------------------------------------------------- --clean
 
 
-def test_two_notebooks_with_one_topic_are_both_refused(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save(root, "ch02_words", "#| export\nA = 1")
-    save(root, "ch05_other/ch05_words", "#| export\nA = 2")
-    assert run(root) == 1
-    assert capsys.readouterr().err.split("\n")[:-1] == [
-        f"{HERE}: {NOT_A_NOTEBOOK}",
-        f"ch05_other/ch05_words.ipynb: {NOT_A_NOTEBOOK}",
+def stored(*cells: dict) -> str:
+    """The text of a notebook in the stored form, from cells that are."""
+    kernel = {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    }
+    notebook = {
+        "cells": list(cells),
+        "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def stream(name: str, *lines: str) -> dict:
+    return {"name": name, "output_type": "stream", "text": list(lines)}
+
+
+def code(number: int, name: str, source: str, outputs: list, **metadata) -> dict:
+    return {
+        "cell_type": "code",
+        "execution_count": number,
+        "id": name,
+        "metadata": metadata,
+        "outputs": outputs,
+        "source": source.splitlines(keepends=True),
+    }
+
+
+def test_clean_undoes_what_jupyterlab_adds(root, capsys):
+    picture = {
+        "data": {"image/png": "iVBORw0KGgo=", "text/plain": ["<Figure>"]},
+        "metadata": {},
+        "output_type": "display_data",
+    }
+    text = {"cell_type": "markdown", "id": "ch02-001", "metadata": {}}
+    text["source"] = ["# Wörter\n", "\n", "> Promise."]
+    folded = {"jupyter": {"source_hidden": True}, "tags": ["nbval-ignore-output"]}
+    streams = [stream("stdout", "a\n", "b\n"), stream("stderr", "c"), picture]
+    cells = [
+        text,
+        code(1, "ch02-002", "1", [], **folded),
+        code(2, "ch02-003", "print()\nplot()", [*streams, stream("stdout", "d")]),
     ]
-    assert not shared(root, "words").exists()
+    clean = stored(*cells)
 
-
-@pytest.mark.parametrize("name", ["ch2_words", "ch02_words-Copy1", "ch02_fetch"])
-def test_names_that_are_refused(root: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    save(root, name, "#| export\nA = 1")
-    shared(root, "fetch").write_text('"""Written by hand."""\n')
-    assert run(root) == 1
-    assert capsys.readouterr().err == f"{name}/{name}.ipynb: {NOT_A_NOTEBOOK}\n"
-    assert [path.read_text() for path in (root / "shared").iterdir()] == [
-        '"""Written by hand."""\n'
+    edited = json.loads(clean)
+    edited["metadata"]["language_info"]["version"] = "3.11.9"
+    edited["metadata"]["toc-autonumbering"] = True
+    heading, hidden, plot = edited["cells"]
+    heading["metadata"] = {
+        "editable": True,
+        "slideshow": {"slide_type": ""},
+        "tags": [],
+    }
+    heading["source"] = "".join(heading["source"]) + "\n"
+    hidden["metadata"]["jupyter"]["outputs_hidden"] = True
+    hidden["metadata"]["execution"] = {"iopub.status.busy": "2020-01-01T00:00:00Z"}
+    plot["metadata"] = {"scrolled": True, "jupyter": {"source_hidden": False}}
+    plot["outputs"][2]["metadata"]["needs_background"] = "light"
+    plot["outputs"][:1] = [
+        stream("stdout", "a\n"),
+        stream("stdout", "b"),
+        stream("stdout", "\n"),
     ]
+    path = root / "ch02_words/ch02_words.ipynb"
+    path.parent.mkdir()
+    path.write_text(json.dumps(edited), encoding="utf-8")
+
+    assert run(root, "--clean") == 0
+    assert path.read_bytes().decode() == clean
+    assert run(root, "--clean", "ch02_words") == 0
+    assert path.read_bytes().decode() == clean
+    done = "ch02_words: cleaned\nch02_words: is clean\n"
+    assert capsys.readouterr() == (done, "")
+    nbformat.validate(nbformat.read(path, as_version=4))
 
 
-def test_a_failed_write_leaves_the_old_module_and_nothing_beside_it(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = save(root, "ch02_words", "#| export\nA = 1")
-    export.write(path, root)
-    before = shared(root, "words").read_bytes()
-    save(root, "ch02_words", "#| export\nA = 2")
-
-    def fail(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
-        export.write(path, root)
-    assert [file.read_bytes() for file in (root / "shared").iterdir()] == [before]
-
-
-# ------------------------------------------------------------------------------ the real course
-
-
-def test_the_repository_is_in_step(capsys: pytest.CaptureFixture[str]) -> None:
-    assert export.main(["--check"]) == 0, capsys.readouterr()
-    lines = capsys.readouterr().out.split("\n")[:-1]
-    assert len(lines) == len(export.find_notebooks(REPOSITORY)) >= 1
-    assert all(line.endswith(" is in step") for line in lines)
-
-
-def test_a_hand_edited_module_turns_the_check_red(tmp_path: Path) -> None:
-    """In a copy of the checkout, with one line of one module added; the others stay in step."""
-    shutil.copytree(REPOSITORY / "shared", tmp_path / "shared")
-    notebooks = export.find_notebooks(REPOSITORY)
-    assert notebooks
-    for notebook in notebooks:
-        (tmp_path / notebook.parent.name).mkdir(exist_ok=True)
-        shutil.copy(notebook, tmp_path / notebook.parent.name)
-    topic = export.topic_of(notebooks[0])
-    module = tmp_path / "shared" / f"{topic}.py"
-    module.write_text(module.read_text(encoding="utf-8") + 'EDITED = "→"\n', encoding="utf-8")
-
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["PYTHONIOENCODING"] = "ascii"  # a console that cannot show the arrow
-    red = subprocess.run(
-        [sys.executable, "-m", "shared.export", "--check"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
+def test_clean_after_nbconvert(root, tmp_path):
+    """A stored notebook that is executed and cleaned is as it was."""
+    slow = "import sys, time\nfor n in range(3):\n    time.sleep(0.1)\n"
+    bar = "    print(f'\\r{n + 1}/3', end='', file=sys.stderr, flush=True)"
+    lines = "    print(n, flush=True)\nn"
+    result = {
+        "data": {"text/plain": ["2"]},
+        "execution_count": 2,
+        "metadata": {},
+        "output_type": "execute_result",
+    }
+    text = stored(
+        code(1, "ch02-001", slow + bar, [stream("stderr", "3/3")]),
+        code(
+            2, "ch02-002", slow + lines, [stream("stdout", "0\n", "1\n", "2\n"), result]
+        ),
     )
-    assert red.returncode == 1
-    assert '\n-EDITED = "\\u2192"\n' in red.stdout
-    assert red.stdout.count(" is in step\n") == len(notebooks) - 1
-    label = f"{notebooks[0].parent.name}/{notebooks[0].name}"
-    advice = f"run `python -m shared.export {label}`"
-    assert red.stderr == f"shared/{topic}.py is not in step: {advice}\n"
+    path = root / "ch02_words/ch02_words.ipynb"
+    path.parent.mkdir()
+    path.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "nbconvert", "--to=notebook", "--execute"]
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path / "settings")}
+    subprocess.run([*command, "--inplace", path], check=True, env=environment)
+    assert path.read_text(encoding="utf-8") != text
+    assert run(root, "--clean", str(path)) == 0
+    assert path.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        (["\r  0%", "\r 50%", "\r100%\n", "\r  0%\r100%", "\nend"], "100%\n100%\nend"),
+        (["one\r\n", "two"], "one\ntwo"),
+        (["\r100%", "\r    \r"], ""),
+    ],
+)
+def test_a_progress_bar_is_cleaned_to_its_last_state(root, written, kept):
+    path = save(root, "ch02_words", "bar()")
+    notebook = nbformat.read(path, as_version=4)
+    pieces = [new_output("stream", name="stderr", text=text) for text in written]
+    notebook.cells[1].outputs = pieces
+    nbformat.write(notebook, path)
+    assert run(root, "--clean") == 0
+    outputs = nbformat.read(path, as_version=4).cells[1].outputs
+    assert [output.text for output in outputs] == ([kept] if kept else [])
+
+
+# -------------------------------------------------------------------------- our course
+
+
+def copy_of_the_course(folder: Path) -> Path:
+    shutil.copytree(COURSE / "shared", folder / "shared")
+    for notebook in export.find_notebooks():
+        (folder / notebook.parent.name).mkdir(exist_ok=True)
+        shutil.copy(notebook, folder / notebook.parent.name)
+    return folder.resolve()
+
+
+def test_the_course_is_in_step_seen_from_anywhere(tmp_path):
+    program = [sys.executable, *COMMAND.split()[1:], "--check"]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    notebooks = export.find_notebooks()
+    assert len(notebooks) >= 11
+    assert done.stdout.splitlines() == [
+        f"{path.stem}: shared/{export.topic_of(path)}.py is in step"
+        for path in notebooks
+    ]
+
+
+def test_an_edited_module_is_shown_where_a_character_cannot_be(tmp_path):
+    course = copy_of_the_course(tmp_path)
+    text = module(course, "intro") + 'EDITED = "→"\n'
+    (course / "shared/intro.py").write_text(text, encoding="utf-8")
+    program = [sys.executable, *COMMAND.split()[1:], "--check", "ch01_intro"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(course)}
+    done = subprocess.run(
+        program, cwd=course, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert '\n-EDITED = "\\u2192"\n' in done.stdout
+    assert done.stderr.endswith(f"not in step: run `{COMMAND} ch01_intro`\n")
+
+
+def test_the_courses_notebooks_are_clean(tmp_path, capsys):
+    course = copy_of_the_course(tmp_path)
+    for notebook in COURSE.glob("ch*/*.ipynb"):  # the exercises too
+        shutil.copy(notebook, course / notebook.parent.name)
+        assert run(course, "--clean", notebook.stem) == 0
+    assert "cleaned" not in capsys.readouterr().out
+
+
+def test_an_edited_line_is_a_line_that_differs(tmp_path):
+    """One word changed in JupyterLab, which writes the file in its own way."""
+    course = copy_of_the_course(tmp_path)
+    path = course / "ch01_intro/ch01_intro.ipynb"
+    before = path.read_text(encoding="utf-8")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source = notebook.cells[0].source.replace(
+        "# Chapter", "# CHAPTER"
+    )
+    notebook.metadata.language_info.version = "3.14.0"
+    for cell in notebook.cells:
+        cell.metadata.editable = True
+    nbformat.write(notebook, path)
+    assert run(course, "--clean", "ch01_intro") == 0
+    after = path.read_text(encoding="utf-8")
+    lines = difflib.unified_diff(before.split("\n"), after.split("\n"), n=0)
+    assert [line[0] for line in list(lines)[3:]] == ["-", "+"]

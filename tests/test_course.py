@@ -1,0 +1,85 @@
+"""What every notebook needs: seeds, a device, one look, a check of the machine."""
+
+import random
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+from shared.support import COURSE
+from shared.support.course import (
+    COLORS,
+    check_environment,
+    get_device,
+    set_seed,
+    use_course_style,
+)
+
+
+def draw() -> list[float]:
+    return [random.random(), *np.random.rand(3), *torch.rand(3).tolist()]
+
+
+def test_a_seed_repeats_all_three_generators():
+    set_seed(5)
+    first = draw()
+    assert all(a != b for a, b in zip(first, draw(), strict=True))
+    set_seed(5)
+    assert draw() == first
+    set_seed(6)
+    assert all(a != b for a, b in zip(first, draw(), strict=True))
+
+
+def test_the_device_is_the_one_that_was_asked_for(monkeypatch):
+    for name in "meta", "cpu":
+        monkeypatch.setenv("LLM_COURSE_DEVICE", name)
+        assert get_device() == torch.device(name)
+
+
+@pytest.mark.parametrize("setting", [None, ""])
+def test_without_a_wish_the_device_is_the_fastest(monkeypatch, setting):
+    if setting is None:
+        monkeypatch.delenv("LLM_COURSE_DEVICE", raising=False)
+    else:
+        monkeypatch.setenv("LLM_COURSE_DEVICE", setting)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    device = get_device()
+    assert device.type == ("cpu" if found is None else found.type)
+    assert torch.zeros(1, device=device).item() == 0
+
+
+def test_environment_check_says_what_is_missing(tmp_path, capsys):
+    pins = tmp_path / "requirements.txt"
+    pins.write_text("# comment\nno-such-package==1.0\ntorch==0.0.1\n-e .\n")
+    problems = check_environment(pins)
+    missing, other, *_ = problems
+    assert missing.startswith("no-such-package is missing")
+    assert "python -m pip install no-such-package==1.0" in missing
+    assert other.startswith("torch is ") and "made with 0.0.1" in other
+    printed = capsys.readouterr().out
+    assert missing in printed and other in printed and torch.__version__ in printed
+
+
+def test_environment_check_names_neither_what_fits_nor_builds_of_it(tmp_path, capsys):
+    version = torch.__version__.split("+")[0]  # 2.13.0+cpu is as good as 2.13.0
+    pins = tmp_path / "requirements.txt"
+    pins.write_text(f"torch=={version}\n")
+    assert not [line for line in check_environment(pins) if "torch" in line]
+    assert "torch is" not in capsys.readouterr().out
+
+
+def test_by_default_the_pins_are_the_courses_own(capsys):
+    course = check_environment(COURSE / "requirements.txt")
+    assert [p for p in check_environment() if "memory" not in p] == [
+        p for p in course if "memory" not in p
+    ]
+
+
+def test_plots_get_the_courses_colours():
+    with mpl.rc_context():
+        use_course_style()
+        assert mpl.rcParams["axes.prop_cycle"].by_key()["color"][0] == "#0072B2"
+    meanings = ["tokens", "weights", "attention", "loss"]
+    okabe_ito = ["#0072B2", "#009E73", "#E69F00", "#D55E00"]
+    assert [COLORS[meaning] for meaning in meanings] == okabe_ito
