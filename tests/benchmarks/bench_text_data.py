@@ -18,7 +18,8 @@ from pydoc_data.topics import topics
 
 import torch
 
-from shared.text_data import BPETokenizer, GPTDataset, load_text
+from shared.text_data import GPTDataset, load_text
+from shared.tokenizer import BPETokenizer
 
 
 def seconds(work: Callable[[], object]) -> float:
