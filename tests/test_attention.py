@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from shared.attention import (
-    KVCache,
     MultiHeadAttention,
+    attend,
     attention_mask,
     future_leak,
     plot_attention,
+    split_heads,
 )
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -58,7 +59,7 @@ def by_definition(layer: MultiHeadAttention, x: torch.Tensor) -> torch.Tensor:
         q, k, v = layer.W_query(text), layer.W_key(text), layer.W_value(text)  # (T, D)
         for t in range(len(text)):
             heads = []
-            for start in range(0, layer.num_heads * size, size):
+            for start in range(0, q.shape[1], size):
                 part = slice(start, start + size)
                 scores = torch.stack([q[t, part] @ k[s, part] for s in range(t + 1)])
                 weights = (scores / size**0.5).exp()
@@ -73,9 +74,7 @@ def by_definition(layer: MultiHeadAttention, x: torch.Tensor) -> torch.Tensor:
 def test_equals_the_definition(shape):
     batch, n_tokens, heads, size, bias, dtype, seed = shape
     torch.manual_seed(seed)
-    layer = MultiHeadAttention(5, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(
-        dtype
-    )
+    layer = MultiHeadAttention(5, heads * size, heads, qkv_bias=bias).to(dtype)
     x = torch.randn(batch, n_tokens, 5, dtype=dtype)
     assert_same(
         values_and_gradients(layer, x),
@@ -89,9 +88,7 @@ def test_equals_torch_multihead_attention(shape):
     batch, n_tokens, heads, size, bias, dtype, seed = shape
     torch.manual_seed(seed)
     width = heads * size
-    layer = MultiHeadAttention(width, width, n_tokens, 0.0, heads, qkv_bias=bias).to(
-        dtype
-    )
+    layer = MultiHeadAttention(width, width, heads, qkv_bias=bias).to(dtype)
     reference = nn.MultiheadAttention(width, heads, batch_first=True, dtype=dtype)
     parts = [layer.W_query, layer.W_key, layer.W_value]
     state = {
@@ -117,7 +114,7 @@ def test_gpt2_weights_fit_as_the_docstring_says():
     # GPT-2's Conv1D: x @ W
     c_attn, bias = torch.randn(width, 3 * width), torch.randn(3 * width)
     c_proj, proj_bias = torch.randn(width, width), torch.randn(width)
-    layer = MultiHeadAttention(width, width, n_tokens, 0.0, heads, qkv_bias=True)
+    layer = MultiHeadAttention(width, width, heads, qkv_bias=True)
     state = {"out_proj.weight": c_proj.T, "out_proj.bias": proj_bias}
     for name, w, b in zip(
         ("W_query", "W_key", "W_value"), c_attn.T.chunk(3), bias.chunk(3), strict=True
@@ -135,11 +132,24 @@ def test_gpt2_weights_fit_as_the_docstring_says():
     torch.testing.assert_close(layer(x), y @ c_proj + proj_bias)
 
 
+@many_shapes
+@given(shapes, st.integers(1, 3))
+def test_heads_of_keys_may_serve_several_queries(shape, group):
+    batch, n_tokens, heads, size, _, dtype, seed = shape
+    torch.manual_seed(seed)
+    queries = torch.randn(batch, heads * group, n_tokens, size, dtype=dtype)
+    keys, values = torch.randn(2, batch, heads, n_tokens, size, dtype=dtype)
+    repeated = (t.repeat_interleave(group, dim=1) for t in (keys, values))
+    expected = F.scaled_dot_product_attention(queries, *repeated, is_causal=True)
+    actual = attend(queries, keys, values)
+    assert_same([split_heads(actual, size)], [expected])
+
+
 # --- causality ------------------------------------------------------------------------
 
 
 def test_nothing_leaks_from_the_future():
-    assert future_leak(MultiHeadAttention(6, 4, 8, 0.0, 2), 8, 6) == 0.0
+    assert future_leak(MultiHeadAttention(6, 4, n_heads=2), 8, 6) == 0.0
 
 
 def attention_hiding(hidden: torch.Tensor):
@@ -160,65 +170,36 @@ def test_the_leak_test_catches_broken_masks():
     assert future_leak(lambda x: x + (x * last).roll(-1, dims=1), 5, 3) > 0.01
     with pytest.raises(ValueError, match="not finite"):
         future_leak(lambda x: x.cumsum(1) * float("nan"), 5, 3)
-    with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
+    with pytest.raises(ValueError):  # one token has no future that could leak
         future_leak(lambda x: x, 1, 3)
 
 
 def test_dropout_only_in_training():
     torch.manual_seed(0)
-    layer = MultiHeadAttention(8, 8, 16, dropout=0.5, num_heads=2)
-    plain = MultiHeadAttention(8, 8, 16, dropout=0.0, num_heads=2)
+    layer = MultiHeadAttention(8, 8, n_heads=2, dropout=0.5)
+    plain = MultiHeadAttention(8, 8, n_heads=2)
     plain.load_state_dict(layer.state_dict())
     x = torch.randn(2, 16, 8)
     assert not torch.allclose(layer(x), layer(x))
     torch.testing.assert_close(layer.eval()(x), plain(x))
     layer.train()
-    # What is kept is scaled up
-    mean = torch.stack([layer(x) for _ in range(3_000)]).mean(0)
-    torch.testing.assert_close(mean, plain(x), atol=0.06, rtol=0)
+    # What is kept is scaled up; if it were not, the mean would be 0.36 away
+    mean = torch.stack([layer(x) for _ in range(1_000)]).mean(0)
+    torch.testing.assert_close(mean, plain(x), atol=0.15, rtol=0)
 
 
 def test_the_layer_follows_its_input_to_another_device():
-    layer = MultiHeadAttention(6, 4, 8, 0.0, 2).to("meta")
+    layer = MultiHeadAttention(6, 4, n_heads=2).to("meta")
     # Nothing that could be left behind, or fill a checkpoint
     assert not list(layer.buffers())
     x = torch.empty(2, 5, 6, device="meta")
     pad_left = torch.empty(2, dtype=torch.int64, device="meta")
-    for padding in (None, pad_left):
-        assert layer(x, pad_left=padding).device.type == "meta"
-        assert layer.attention_weights(x, pad_left=padding).device.type == "meta"
+    for mask in (None, attention_mask(5, 5, pad_left, x.device)):
+        assert layer(x, mask).device.type == "meta"
+        assert layer.attention_weights(x, mask).device.type == "meta"
 
 
-# --- cache and padding ----------------------------------------------------------------
-
-
-def steps_of(n_tokens: int, cuts: list[int]) -> list[slice]:
-    edges = [0, *sorted({cut for cut in cuts if 0 < cut < n_tokens}), n_tokens]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-
-
-@many_shapes
-@given(shapes, st.lists(st.integers(1, 8), max_size=8), st.data())
-def test_cached_pass_equals_full_pass_with_and_without_padding(shape, cuts, data):
-    batch, n_tokens, heads, size, bias, dtype, seed = shape
-    torch.manual_seed(seed)
-    layer = (
-        MultiHeadAttention(6, heads * size, n_tokens, 0.0, heads, qkv_bias=bias)
-        .to(dtype)
-        .eval()
-    )
-    x = torch.randn(batch, n_tokens, 6, dtype=dtype)
-    padding = st.lists(st.integers(0, n_tokens - 1), min_size=batch, max_size=batch)
-    pad_left = torch.tensor(data.draw(padding)) if data.draw(st.booleans()) else None
-    full = layer(x, pad_left=pad_left).detach()
-    cache = KVCache(1, batch, heads, n_tokens, size, dtype)
-    for part in steps_of(n_tokens, cuts):
-        out = layer(x[:, part], cache=cache.layer(0), pad_left=pad_left).detach()
-        assert_same([out], [full[:, part]])
-    assert cache.length == n_tokens
-    cache.reset()
-    assert cache.length == 0
-    assert_same([layer(x, cache=cache.layer(0), pad_left=pad_left).detach()], [full])
+# --- padding --------------------------------------------------------------------------
 
 
 @many_shapes
@@ -228,11 +209,7 @@ def test_a_row_does_not_notice_its_padding_or_its_neighbours(shape, data):
     torch.manual_seed(seed)
     lengths = data.draw(st.lists(st.integers(1, 7), min_size=batch, max_size=batch))
     longest = max(lengths) + data.draw(st.integers(0, 2))
-    layer = (
-        MultiHeadAttention(6, heads * size, longest, 0.0, heads, qkv_bias=bias)
-        .to(dtype)
-        .eval()
-    )
+    layer = MultiHeadAttention(6, heads * size, heads, qkv_bias=bias).to(dtype)
     rows = [torch.randn(1, n, 6, dtype=dtype) for n in lengths]
     padded = torch.cat(
         [
@@ -241,9 +218,10 @@ def test_a_row_does_not_notice_its_padding_or_its_neighbours(shape, data):
         ]
     )
     pad_left = torch.tensor([longest - n for n in lengths])
-    together = layer(padded, pad_left=pad_left).detach()
+    mask = attention_mask(longest, longest, pad_left)
+    together = layer(padded, mask).detach()
     assert together.isfinite().all()
-    weights = layer.attention_weights(padded, pad_left=pad_left)
+    weights = layer.attention_weights(padded, mask)
     for row, n, out, weight in zip(rows, lengths, together, weights, strict=True):
         assert_same([out[longest - n :]], [layer(row).detach()[0]])
         assert weight[:, longest - n :, : longest - n].abs().sum() == 0
@@ -254,9 +232,7 @@ def test_a_row_does_not_notice_its_padding_or_its_neighbours(shape, data):
 def test_shown_weights_are_the_used_ones(shape):
     batch, n_tokens, heads, size, bias, dtype, seed = shape
     torch.manual_seed(seed)
-    layer = MultiHeadAttention(6, heads * size, n_tokens, 0.0, heads, qkv_bias=bias).to(
-        dtype
-    )
+    layer = MultiHeadAttention(6, heads * size, heads, qkv_bias=bias).to(dtype)
     x = torch.randn(batch, n_tokens, 6, dtype=dtype)
     weights = layer.attention_weights(x)
     assert weights.shape == (batch, heads, n_tokens, n_tokens)
@@ -276,7 +252,7 @@ def test_masks_by_hand():
 
 def test_training_memory_grows_linearly():
     def kept_bytes(n_tokens):
-        layer = MultiHeadAttention(32, 32, 2048, 0.0, 4)
+        layer = MultiHeadAttention(32, 32, n_heads=4)
         sizes = {}
         x = torch.randn(1, n_tokens, 32)
 
@@ -292,87 +268,26 @@ def test_training_memory_grows_linearly():
         return sum(size for pointer, size in sizes.items() if pointer not in weights)
 
     small, middle, large = kept_bytes(512), kept_bytes(1024), kept_bytes(2048)
-    assert middle < 2.1 * small and large < 2.1 * middle
+    # Twice as much for twice the text; with a T x T matrix it would head for four times
+    assert middle < 2.5 * small and large < 2.5 * middle
     assert small > 512 * 32 * 4  # the counter does count
 
 
 # --- bad input ------------------------------------------------------------------------
 
 
-def cached_call(layer=None, x_shape=(2, 3, 8), **cache):
-    arguments = {
-        "n_layers": 1, "batch_size": 2, "n_kv_heads": 2, "max_tokens": 4, "head_dim": 4,
-    } | cache  # fmt: skip
-    layer = layer or MultiHeadAttention(8, 8, 6, 0.0, 2)
-    return layer(torch.randn(x_shape), cache=KVCache(**arguments).layer(0))
-
-
-def padded_call(method: str):
-    layer = MultiHeadAttention(8, 8, 6, 0.0, 2)
-    return getattr(layer, method)(
-        torch.randn(2, 3, 8), pad_left=torch.tensor([0, 1, 2])
-    )
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: MultiHeadAttention(8, 10, 6, 0.0, 3), "d_out = 10 .* 3 heads"),
-        (lambda: MultiHeadAttention(8, 8, 6, 0.0, 0), "0 heads"),
-        (
-            lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(1, 7, 8)),
-            "0 .* 7 .* 6 tokens",
-        ),
-        (
-            lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(1, 4, 9)),
-            r"8\), got \(1, 4, 9\)",
-        ),
-        (
-            lambda: MultiHeadAttention(8, 8, 6, 0.0, 2)(torch.randn(4, 8)),
-            r"got \(4, 8\)",
-        ),
-        (lambda: cached_call(x_shape=(2, 5, 8)), "full: 0 of 4 tokens used, 5 more"),
-        (lambda: cached_call(x_shape=(2, 7, 8), max_tokens=9), "7 now .* 6 tokens"),
-        (lambda: cached_call(batch_size=3), r"\(3, 2, T, 4\), got \(2, 2, 3, 4\)"),
-        (lambda: cached_call(n_kv_heads=1), r"\(2, 1, T, 4\)"),
-        (
-            lambda: cached_call(dtype=torch.float64),
-            "torch.float64.*, got .torch.float32",
-        ),
-        (lambda: cached_call(device="meta"), "meta.*, got .*cpu"),
+        (lambda: MultiHeadAttention(8, 10, 3), "3 heads .* d_out = 10"),
+        (lambda: MultiHeadAttention(8, 8, 0), "0 heads"),
         (lambda: attention_mask(3, 2), "3 queries cannot be the last of 2 keys"),
         (lambda: attention_mask(0, 2), "0 queries"),
-        (lambda: padded_call("forward"), r"pad_left \(3,\) does not fit 2 rows"),
-        (
-            lambda: padded_call("attention_weights"),
-            r"pad_left \(3,\) does not fit 2 rows",
-        ),
-        (lambda: KVCache(1, 2, 2, 0, 4), r"at least 1, got \(1, 2, 2, 0, 4\)"),
-        (
-            lambda: plot_attention(torch.ones(2, 3, 3), ["a", "b"]),
-            r"\(2, 3, 3\) do not fit 2",
-        ),
     ],
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_a_refused_append_changes_nothing():
-    cache = KVCache(2, 1, 2, 4, 4)
-    good = torch.randn(1, 2, 3, 4)
-    keys, values = cache.layer(1).append(good, good + 1)
-    torch.testing.assert_close((keys, values), (good, good + 1))
-    with pytest.raises(ValueError, match="full: 3 of 4"):
-        cache.layer(1).append(good, good)
-    with pytest.raises(ValueError, match="differ"):
-        cache.layer(1).append(good[:, :, :1], good[:, :, :1].double())
-    assert cache.layer(1).length == 3
-    torch.testing.assert_close(cache.layer(1).keys[:, :, :3], good)
-    more, _ = cache.layer(1).append(good[:, :, :1], good[:, :, :1])
-    assert more.shape == (1, 2, 4, 4)
-    assert more.data_ptr() == cache.layer(1).keys.data_ptr()  # a view, no copy
 
 
 def test_plots_draw_what_they_are_given():
@@ -385,4 +300,6 @@ def test_plots_draw_what_they_are_given():
         "b",
         "c",
     ]
+    with pytest.raises(ValueError):
+        plot_attention(weights, ["a", "b"])
     plt.close("all")

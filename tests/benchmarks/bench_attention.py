@@ -41,7 +41,7 @@ def compare_speed(runs: int) -> None:
     """Print the median times at (8, 256, 384) with 6 heads, and their ratio."""
     x = torch.randn(8, 256, 384, requires_grad=True)
     layers = {
-        "ours": MultiHeadAttention(384, 384, 256, 0.0, 6),
+        "ours": MultiHeadAttention(384, 384, n_heads=6),
         "fused QKV": FusedQKV(384, 6),
     }
     times = {name: [] for name in layers}
@@ -72,7 +72,7 @@ def peak_of(function) -> int:
 
 def peak_bytes(n_tokens: int) -> int:
     """Return the peak of allocated memory over a forward and a backward pass."""
-    layer = MultiHeadAttention(384, 384, n_tokens, 0.0, 6)
+    layer = MultiHeadAttention(384, 384, n_heads=6)
     x = torch.randn(1, n_tokens, 384, requires_grad=True)
     layer(x).sum().backward()  # the gradients exist before we count
     return peak_of(lambda: layer(x).sum().backward())
