@@ -1,8 +1,8 @@
 """The model that GPT-2 became: four parts exchanged, each for a reason, and
 SmolLM2-135M's 134,515,008 parameters counted exactly.
 
-Generated from ch04_gpt_model/ch04_llama_model.ipynb by `python -m shared.export`;
-edit the notebook, not this file.
+Generated from ch04_gpt_model/ch04_llama_model.ipynb by
+`python -m shared.support.export`; edit the notebook, not this file.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.attention import attend, check_input, split_heads
-from shared.gpt_model import (
-    Decoder,
-    DecoderConfig,
-    initialise,
-    token_positions,
-    use_fast_linear,
-)
+from shared.attention import attend, split_heads
+from shared.gpt_model import Decoder, DecoderConfig, initialise
 
 __all__ = [
     "RMSNorm", "Rotary", "halves_to_pairs", "pairs_to_halves", "SwiGLU",
@@ -27,8 +21,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+# Section 4.9: RMSNorm: is the mean needed?
 class RMSNorm(nn.Module):
-    """Root mean square normalisation (Zhang, Sennrich, 2019): (..., D) -> (..., D)."""
+    """Root mean square norm (Zhang and Sennrich, 2019): (..., D) -> (..., D)."""
 
     def __init__(self, emb_dim: int, eps: float = 1e-5):
         super().__init__()
@@ -39,11 +34,12 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+# Section 4.10: Rotary positions: how far instead of where?
 class Rotary:
-    """Rotary positions (Su et al., 2021) of pairs of neighbours: (B, H, T, K) -> same.
+    """Rotary position embedding (Su et al., 2021) of pairs of neighbours.
 
-    Pair i, the numbers 2 i and 2 i + 1, is turned by position * base ** (-2 i / K)
-    radians.
+    Pair i, the numbers 2 i and 2 i + 1 of a head, is turned by
+    position * base ** (-2 i / K) radians.
     """
 
     def __init__(self, head_dim: int, context_length: int, base: float = 10_000.0):
@@ -53,35 +49,38 @@ class Rotary:
         angles = torch.outer(positions, speeds)  # (context, K / 2)
         turns = torch.polar(torch.ones_like(angles), angles)  # cos + i sin
         # One table, and a copy on every device that asks
-        self.turns = {"cpu": turns.to(torch.complex64)}
+        self.table = {torch.device("cpu"): turns.to(torch.complex64)}
 
-    def __call__(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Turn x (B, H, T, K) by its positions (T,) or (B, T) int64."""
-        if (device := str(x.device)) not in self.turns:
-            self.turns[device] = self.turns["cpu"].to(x.device)
-        turns = self.turns[device][positions]  # (T, K / 2) or (B, T, K / 2)
-        if positions.ndim == 2:
-            turns = turns[:, None]  # (B, 1, T, K / 2): all heads alike
+    def turns(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the turns of positions (T,) or (B, T) int64: (..., T, 1, K / 2)."""
+        if positions.device not in self.table:
+            table = self.table[torch.device("cpu")]
+            self.table[positions.device] = table.to(positions.device)
+        return self.table[positions.device][positions][..., None, :]
+
+    def __call__(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """Return x (B, T, H, K) turned by `turns`, in the same shape and dtype."""
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
-        # Neighbours as one complex number: (B, H, T, K / 2)
+        # Neighbours as one complex number: (B, T, H, K / 2)
         pairs = torch.view_as_complex(precise.unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 def halves_to_pairs(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
-    """Reorder rows (H * K, ...) from pairs (i, i + K / 2) to pairs (2 i, 2 i + 1)."""
+    """Reorder rows (H * K, ...) from pairs (i, i + K / 2) to neighbours."""
     heads = weight.unflatten(0, (n_heads, 2, -1))  # (H, 2, K / 2, ...)
     return heads.transpose(1, 2).reshape(weight.shape)
 
 
 def pairs_to_halves(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
-    """Reorder rows (H * K, ...) from pairs (2 i, 2 i + 1) to pairs (i, i + K / 2)."""
+    """Reorder rows (H * K, ...) from neighbours to pairs (i, i + K / 2)."""
     heads = weight.unflatten(0, (n_heads, -1, 2))  # (H, K / 2, 2, ...)
     return heads.transpose(1, 2).reshape(weight.shape)
 
 
+# Section 4.11: SwiGLU: can the network open and close?
 class SwiGLU(nn.Module):
-    """Gated feed-forward part (Shazeer, 2020), token by token: (..., D) -> (..., D)."""
+    """Gated feed-forward part (Shazeer, 2020), token by token: (..., D) -> same."""
 
     def __init__(self, emb_dim: int, hidden_dim: int):
         super().__init__()
@@ -93,35 +92,36 @@ class SwiGLU(nn.Module):
         return self.project(F.silu(self.gate(x)) * self.up(x))
 
 
+# Section 4.12: Grouped-query attention: who needs the cache?
 class GroupedQueryAttention(nn.Module):
-    """Causal attention, rotary positions, shared keys and values: Ainslie et al., 2023.
+    """Causal attention with rotary positions and shared keys and values.
 
-    (B, T, D) -> (B, T, D), as MultiHeadAttention; query head h uses key head h // (H /
-    n_kv_heads).
+    After Ainslie et al. (2023): (B, T, D) -> (B, T, D), as MultiHeadAttention; query
+    head h uses key head h // (H / n_kv_heads).
     """
 
     def __init__(self, config: "LlamaConfig", rotary: Rotary):
         super().__init__()
-        self.config, self.rotary = config, rotary
+        self.head_dim = config.head_dim
+        self.rotary = rotary
         D, kv_dim = config.emb_dim, config.n_kv_heads * config.head_dim
         self.W_query = nn.Linear(D, D, bias=False)
         self.W_key = nn.Linear(D, kv_dim, bias=False)
         self.W_value = nn.Linear(D, kv_dim, bias=False)
         self.out_proj = nn.Linear(D, D, bias=False)
 
-    def forward(self, x: torch.Tensor, cache=None, pad_left=None) -> torch.Tensor:
-        n_past = 0 if cache is None else cache.length
-        check_input(
-            x, self.config.emb_dim, self.config.context_length, n_past, pad_left
-        )
-        # Each (B, T, heads * K)
-        projected = self.W_query(x), self.W_key(x), self.W_value(x)
-        queries, keys, values = (
-            split_heads(p, self.config.head_dim) for p in projected
-        )
-        positions = token_positions(x.shape[1], n_past, pad_left, x.device)
-        queries, keys = self.rotary(queries, positions), self.rotary(keys, positions)
-        return self.out_proj(attend(queries, keys, values, cache, pad_left))
+    def forward(self, x: torch.Tensor, mask, turns, cache=None) -> torch.Tensor:
+        """Return the context vectors (B, T, D) of x (B, T, D).
+
+        `mask` is that of attention_mask, `turns` those of Rotary.turns for the
+        positions of x, `cache` a LayerCache that x continues and is added to.
+        """
+        queries = self.W_query(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H, K)
+        keys = self.W_key(x).unflatten(-1, (-1, self.head_dim))
+        values = split_heads(self.W_value(x), self.head_dim)  # (B, H, T, K)
+        queries = self.rotary(queries, turns).transpose(1, 2)  # (B, H, T, K)
+        keys = self.rotary(keys, turns).transpose(1, 2)
+        return self.out_proj(attend(queries, keys, values, mask, cache))
 
 
 @dataclass(frozen=True)
@@ -134,32 +134,33 @@ class LlamaConfig(DecoderConfig):
 
     vocab_size: int = 49_152
     context_length: int = 8192
-    emb_dim: int = 576  # D
-    n_heads: int = 9  # H
-    n_kv_heads: int = 3  # heads of keys and values
+    emb_dim: int = 576
+    n_heads: int = 9
     n_layers: int = 30
+    n_kv_heads: int = 3  # heads of keys and values
     hidden_dim: int = 1536  # F, the middle of the feed-forward part
     rope_base: float = 100_000.0
     norm_eps: float = 1e-5
-    tie_weights: bool = True
 
     def __post_init__(self):
         super().__post_init__()
+        self.require_whole("hidden_dim")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"{self.n_kv_heads} kv heads do not divide {self.n_heads} heads"
             )
         if self.head_dim % 2:
-            raise ValueError(
-                f"rotary positions need an even head dimension, got {self.head_dim}"
-            )
+            raise ValueError(f"rotary needs an even head_dim, got {self.head_dim}")
 
 
 SMOLLM2_135M = LlamaConfig()
 
 
 class LlamaBlock(nn.Module):
-    """Pre-norm block: RMSNorm, grouped-query attention, SwiGLU; (B, T, D) -> same."""
+    """Pre-norm block with RMSNorm, grouped-query attention and SwiGLU.
+
+    (B, T, D) -> (B, T, D), with `mask`, `turns` and `cache` for the attention.
+    """
 
     def __init__(self, config: LlamaConfig, rotary: Rotary):
         super().__init__()
@@ -168,30 +169,24 @@ class LlamaBlock(nn.Module):
         self.norm2 = RMSNorm(config.emb_dim, config.norm_eps)
         self.feed_forward = SwiGLU(config.emb_dim, config.hidden_dim)
 
-    def forward(self, x: torch.Tensor, cache=None, pad_left=None) -> torch.Tensor:
-        x = x + self.attention(self.norm1(x), cache, pad_left)
+    def forward(self, x: torch.Tensor, mask, turns, cache=None) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x), mask, turns, cache)
         return x + self.feed_forward(self.norm2(x))
 
 
+# Section 4.14: The whole model
 class LlamaModel(Decoder):
     """A Llama-style decoder (Touvron et al., 2023): RMSNorm, RoPE, SwiGLU, GQA."""
 
-    def __init__(self, config: LlamaConfig):
-        super().__init__()
-        self.config = config
-        rotary = Rotary(config.head_dim, config.context_length, config.rope_base)
-        self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
-        self.blocks = nn.ModuleList(
-            LlamaBlock(config, rotary) for _ in range(config.n_layers)
-        )
-        self.final_norm = RMSNorm(config.emb_dim, config.norm_eps)
-        self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-        self.tie()
-        initialise(self)
-        use_fast_linear(self)
+    config: LlamaConfig
 
-    def embed(
-        self, token_ids: torch.Tensor, n_past: int = 0, pad_left=None
-    ) -> torch.Tensor:
-        """Return the token vectors (B, T, D) of token_ids (B, T), without positions."""
-        return self.tok_emb(token_ids)
+    def __init__(self, config: LlamaConfig):
+        rotary = Rotary(config.head_dim, config.context_length, config.rope_base)
+        blocks = [LlamaBlock(config, rotary) for _ in range(config.n_layers)]
+        super().__init__(config, blocks, RMSNorm(config.emb_dim, config.norm_eps))
+        self.rotary = rotary
+        initialise(self)
+
+    def places(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the turns of the positions, which all blocks use."""
+        return self.rotary.turns(positions)

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import GPT, LLAMA, build, shaken
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+import shared.attention
 import shared.gpt_model
-from shared.attention import future_leak
+from shared.attention import attention_mask, future_leak
 from shared.gpt_model import (
     GELU,
     GPT_CONFIGS,
@@ -22,14 +24,11 @@ from shared.gpt_model import (
     GPTConfig,
     GPTModel,
     LayerNorm,
-    Linear,
-    OneDNNLinear,
     count_parameters,
-    token_positions,
-    use_fast_linear,
 )
 from shared.llama_model import (
     SMOLLM2_135M,
+    GroupedQueryAttention,
     LlamaConfig,
     LlamaModel,
     RMSNorm,
@@ -41,19 +40,12 @@ from shared.llama_model import (
 from shared.pretraining import generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
-GPT = GPTConfig(61, 20, emb_dim=24, n_heads=3, n_layers=2, qkv_bias=True)
-LLAMA = LlamaConfig(
-    61,
-    20,
-    24,
-    6,
-    2,
-    2,
-    hidden_dim=40,
-    rope_base=500.0,
-    norm_eps=1e-2,
-    tie_weights=False,
-)
+# The shapes of the fixtures, made by make_model_fixtures.py
+TINY_GPT2 = GPTConfig(61, 20, emb_dim=24, n_heads=3, n_layers=2, qkv_bias=True)
+TINY_LLAMA = LlamaConfig(
+    61, 20, emb_dim=24, n_heads=6, n_layers=2, n_kv_heads=2, hidden_dim=40,
+    rope_base=500.0, norm_eps=1e-2, tie_weights=False,
+)  # fmt: skip
 few = settings(
     max_examples=40,
     deadline=None,
@@ -63,14 +55,9 @@ few = settings(
 each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
 
 
-def build(config, seed: int = 0):
-    torch.manual_seed(seed)
-    model = (GPTModel if isinstance(config, GPTConfig) else LlamaModel)(config).eval()
-    # Far from the start, so that nothing is nearly zero by accident
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3).add_(1.0 if parameter.ndim == 1 else 0.0)
-    return model
+def shaken_model(config, seed: int = 0):
+    """Return a model of either kind, its weights far from their start."""
+    return shaken(build(config), seed)
 
 
 # --- against transformers -------------------------------------------------------------
@@ -92,7 +79,7 @@ def gpt2_names(prefix: str) -> dict[str, tuple[str, bool, int | None]]:
         "feed_forward.expand": ("mlp.c_fc", None),
         "feed_forward.project": ("mlp.c_proj", None),
     }  # fmt: skip
-    for layer in range(GPT.n_layers):
+    for layer in range(TINY_GPT2.n_layers):
         for ours, (theirs, third) in parts.items():
             for kind in ("weight", "bias"):
                 transposed = kind == "weight" and not ours.startswith("norm")
@@ -127,25 +114,25 @@ def llama_state(
         "feed_forward.gate": "mlp.gate_proj", "feed_forward.up": "mlp.up_proj",
         "feed_forward.project": "mlp.down_proj",
     }  # fmt: skip
-    for layer in range(LLAMA.n_layers):
+    for layer in range(TINY_LLAMA.n_layers):
         for ours, theirs in parts.items():
             tensor = stored[f"{prefix}model.layers.{layer}.{theirs}.weight"]
             if "W_query" in ours:
-                tensor = halves_to_pairs(tensor, LLAMA.n_heads)
+                tensor = halves_to_pairs(tensor, TINY_LLAMA.n_heads)
             if "W_key" in ours:
-                tensor = halves_to_pairs(tensor, LLAMA.n_kv_heads)
+                tensor = halves_to_pairs(tensor, TINY_LLAMA.n_kv_heads)
             state[f"blocks.{layer}.{ours}.weight"] = tensor
     return state
 
 
 @pytest.mark.parametrize(
     ("name", "config", "state_of"),
-    [("tiny_gpt2", GPT, gpt2_state), ("tiny_llama", LLAMA, llama_state)],
+    [("tiny_gpt2", TINY_GPT2, gpt2_state), ("tiny_llama", TINY_LLAMA, llama_state)],
     ids=["gpt2", "llama"],
 )
 def test_logits_and_gradients_equal_those_of_transformers(name, config, state_of):
     stored = load_file(FIXTURES / f"{name}.safetensors")
-    model = build(config)
+    model = shaken_model(config)  # what is not loaded would show
     missing, unexpected = model.load_state_dict(
         state_of(stored, "model."), strict=False
     )
@@ -197,60 +184,6 @@ def test_feed_forward_and_swiglu_by_formula():
 
 @few
 @given(
-    st.lists(st.integers(1, 6), max_size=2), st.integers(1, 40), st.integers(1, 40),
-    st.booleans(), st.booleans(), st.integers(0, 2**31),
-)  # fmt: skip
-def test_fast_product_equals_the_usual_one(batch, d_in, d_out, bias, strided, seed):
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this build of PyTorch has no oneDNN")
-    torch.manual_seed(seed)
-    x = torch.randn(*batch, d_in, 3)[..., 1] if strided else torch.randn(*batch, d_in)
-    layer = nn.Linear(d_in, d_out, bias=bias)
-    probe = torch.randn(*batch, d_out)
-    results = []
-    for function in (
-        layer,
-        lambda x: OneDNNLinear.apply(x.contiguous(), layer.weight, layer.bias),
-    ):
-        layer.zero_grad()
-        leaf = x.clone().requires_grad_()
-        out = function(leaf)
-        (out * probe).sum().backward()
-        results.append(
-            [out.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters())]
-        )
-    for usual, fast in zip(*results, strict=True):
-        torch.testing.assert_close(fast, usual, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("use_onednn", [True, False])
-def test_linear_takes_every_dtype_and_expanded_gradients(use_onednn, monkeypatch):
-    if use_onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this build of PyTorch has no oneDNN")
-    monkeypatch.setattr(shared.gpt_model, "USE_ONEDNN", use_onednn)
-    torch.manual_seed(0)
-    usual = nn.Linear(6, 5)
-    fast = nn.Sequential(nn.Linear(6, 5))
-    fast[0].load_state_dict(usual.state_dict())
-    weight = fast[0].weight
-    use_fast_linear(fast)
-    assert type(fast[0]) is Linear and fast[0].weight is weight
-    x = torch.randn(4, 3, 6)
-    for layer in (usual, fast):
-        layer(x).sum().backward()  # the gradient that arrives is one number, expanded
-    torch.testing.assert_close(fast[0].weight.grad, usual.weight.grad)
-    fast[0].weight.requires_grad_(False)
-    torch.testing.assert_close(fast(x).detach(), usual(x).detach())
-    for dtype in (torch.float64, torch.bfloat16):
-        torch.testing.assert_close(
-            fast.to(dtype)(x.to(dtype)), usual.to(dtype)(x.to(dtype))
-        )
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert fast.float()(x).dtype == torch.bfloat16
-
-
-@few
-@given(
     st.integers(1, 6),
     st.integers(0, 500),
     st.integers(0, 500),
@@ -260,32 +193,47 @@ def test_linear_takes_every_dtype_and_expanded_gradients(use_onednn, monkeypatch
 def test_rotary_scores_depend_on_the_distance_only(pairs, m, n, shift, seed):
     torch.manual_seed(seed)
     rotary = Rotary(2 * pairs, 1000, 10_000.0)
-    q, k = torch.randn(2, 1, 1, 1, 2 * pairs, dtype=torch.float64)
-    score = [
-        (rotary(q, torch.tensor([m + s])) * rotary(k, torch.tensor([n + s]))).sum()
-        for s in (0, shift)
-    ]
-    torch.testing.assert_close(score[0], score[1], atol=1e-4, rtol=0)
-    turned = rotary(q, torch.tensor([m]))[0, 0, 0]
-    far = Rotary(2 * pairs, 8192, 100_000.0)(q, torch.tensor([8191]))[0, 0, 0]
-    for pair in range(pairs):
-        angle = 8191 * 100_000.0 ** (-2 * pair / (2 * pairs))
-        expected = complex(*q[0, 0, 0, 2 * pair : 2 * pair + 2].tolist()) * cmath.exp(
-            1j * angle
-        )
-        torch.testing.assert_close(
-            far[2 * pair].item(), expected.real, atol=1e-5, rtol=0
-        )
-    for pair in range(pairs):  # by hand
-        angle = m * 10_000.0 ** (-2 * pair / (2 * pairs))
-        a, b = q[0, 0, 0, 2 * pair : 2 * pair + 2].tolist()
-        expected = [
-            a * math.cos(angle) - b * math.sin(angle),
-            a * math.sin(angle) + b * math.cos(angle),
-        ]
-        expected = torch.tensor(expected, dtype=torch.float64)
-        both = turned[2 * pair : 2 * pair + 2]
-        torch.testing.assert_close(both, expected, atol=1e-5, rtol=0)
+    q, k = torch.randn(2, 1, 1, 1, 2 * pairs, dtype=torch.float64)  # (B, T, H, K)
+
+    def turned(x, position):
+        return rotary(x, rotary.turns(torch.tensor([position])))
+
+    here = (turned(q, m) * turned(k, n)).sum()
+    there = (turned(q, m + shift) * turned(k, n + shift)).sum()
+    torch.testing.assert_close(here, there, atol=1e-4, rtol=0)
+
+
+@few
+@given(
+    st.integers(1, 6),
+    st.integers(0, 8191),
+    st.sampled_from([10_000.0, 100_000.0]),
+    st.integers(0, 99),
+)
+def test_rotary_turns_pairs_as_complex_numbers_do(pairs, position, base, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(1, 1, 3, 2 * pairs, dtype=torch.float64)  # (B, T, H, K)
+    rotary = Rotary(2 * pairs, 8192, base)
+    turned = rotary(x, rotary.turns(torch.tensor([position])))
+    for head in range(3):
+        for pair in range(pairs):
+            angle = position * base ** (-2 * pair / (2 * pairs))
+            both = slice(2 * pair, 2 * pair + 2)
+            expected = complex(*x[0, 0, head, both].tolist()) * cmath.exp(1j * angle)
+            found = complex(*turned[0, 0, head, both].tolist())
+            assert abs(found - expected) < 1e-5
+
+
+def test_every_row_of_a_batch_is_turned_by_its_own_positions():
+    torch.manual_seed(0)
+    rotary = Rotary(4, 16)
+    x = torch.randn(2, 3, 2, 4)  # (B, T, H, K)
+    positions = torch.tensor([[0, 1, 2], [9, 0, 4]])
+    turned = rotary(x, rotary.turns(positions))
+    for row in range(2):
+        alone = rotary(x[row : row + 1], rotary.turns(positions[row]))
+        torch.testing.assert_close(turned[row : row + 1], alone)
+    assert turned[1, 0].ne(x[1, 0]).any() and turned[1, 1].equal(x[1, 1])
 
 
 def test_rotary_orders_are_each_others_inverse_and_leave_the_input_alone():
@@ -293,25 +241,31 @@ def test_rotary_orders_are_each_others_inverse_and_leave_the_input_alone():
     torch.testing.assert_close(pairs_to_halves(halves_to_pairs(weight, 3), 3), weight)
     rows = halves_to_pairs(torch.arange(8)[:, None], 1).flatten().tolist()
     assert rows == [0, 4, 1, 5, 2, 6, 3, 7]
-    x = torch.randn(1, 2, 3, 4)
+    x = torch.randn(1, 3, 2, 4)
     before = x.clone()
-    Rotary(4, 8)(x, torch.arange(3))
+    rotary = Rotary(4, 600)
+    rotary(x, rotary.turns(torch.arange(3)))
     torch.testing.assert_close(x, before)
-    half = Rotary(4, 600)(
-        torch.ones(1, 1, 1, 4, dtype=torch.bfloat16), torch.tensor([599])
-    )
-    exact = Rotary(4, 600)(torch.ones(1, 1, 1, 4), torch.tensor([599]))
+    late = rotary.turns(torch.tensor([599]))
+    half = rotary(torch.ones(1, 1, 1, 4, dtype=torch.bfloat16), late)
+    exact = rotary(torch.ones(1, 1, 1, 4), late)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), exact, atol=0.01, rtol=0)
 
 
-def test_token_positions():
-    assert token_positions(3, 2).tolist() == [2, 3, 4]
-    assert token_positions(4, 0, torch.tensor([0, 3])).tolist() == [
-        [0, 1, 2, 3],
-        [0, 0, 0, 0],
-    ]
-    assert token_positions(1, 4, torch.tensor([0, 3])).tolist() == [[4], [1]]
+def test_grouped_heads_equal_copied_ones():
+    torch.manual_seed(0)
+    rotary = Rotary(LLAMA.head_dim, LLAMA.context_length)
+    grouped = GroupedQueryAttention(LLAMA, rotary)
+    apart = GroupedQueryAttention(replace(LLAMA, n_kv_heads=4), rotary)
+    state = grouped.state_dict()
+    for name in ("W_key.weight", "W_value.weight"):
+        heads = state[name].unflatten(0, (2, -1))
+        state[name] = heads.repeat_interleave(2, dim=0).flatten(0, 1)
+    apart.load_state_dict(state)
+    x = torch.randn(2, 7, 24)
+    turns = rotary.turns(torch.arange(7))
+    torch.testing.assert_close(grouped(x, None, turns), apart(x, None, turns))
 
 
 # --- models ---------------------------------------------------------------------------
@@ -324,10 +278,9 @@ def test_parameter_counts():
             for name, config in GPT_CONFIGS.items()
         }
         plain = GPTConfig()
+        untied = replace(plain, tie_weights=False)
         assert count_parameters(GPTModel(plain)) == 124_412_160
-        assert (
-            count_parameters(GPTModel(replace(plain, tie_weights=False))) == 163_009_536
-        )
+        assert count_parameters(GPTModel(untied)) == 163_009_536
         assert count_parameters(LlamaModel(SMOLLM2_135M)) == 134_515_008
     published = {
         "124M": 124_439_808,
@@ -336,19 +289,20 @@ def test_parameter_counts():
         "1558M": 1_557_611_200,
     }
     assert {name: counts[name] for name in published} == published
-    model = build(GPT)
-    for parameter in model.blocks.parameters():
-        parameter.requires_grad = False
-    assert count_parameters(model, trainable=True) < count_parameters(model)
+    model = build()
+    trained = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = not name.startswith("blocks.")
+        trained += parameter.requires_grad * parameter.numel()
+    assert count_parameters(model, trainable=True) == trained < count_parameters(model)
 
 
 @each_model
 @pytest.mark.parametrize("tie", [True, False])
 def test_a_fresh_model_is_undecided(config, tie):
-    torch.manual_seed(0)
     config = replace(config, vocab_size=2000, emb_dim=96, tie_weights=tie)
-    model = (GPTModel if isinstance(config, GPTConfig) else LlamaModel)(config)
-    token_ids = torch.randint(2000, (8, 20))
+    model = build(config)
+    token_ids = torch.randint(2000, (8, 16))
     loss = F.cross_entropy(
         model(token_ids)[:, :-1].flatten(0, 1), token_ids[:, 1:].flatten()
     )
@@ -363,35 +317,52 @@ def test_a_fresh_model_is_undecided(config, tie):
 
 @each_model
 def test_interface(config):
-    model = build(config)
-    token_ids = torch.randint(61, (2, 9))
+    model = shaken_model(config)
+    token_ids = torch.randint(50, (2, 9))
     hidden = model.hidden_states(token_ids)
     assert hidden.shape == (2, 9, 24) and model.config == config
     torch.testing.assert_close(model.out_head(hidden), model(token_ids))
     for block in model.blocks:
-        names = ("W_query", "W_key", "W_value", "out_proj")
-        assert all(
-            isinstance(getattr(block.attention, name), nn.Linear) for name in names
-        )
-        assert block(hidden).shape == hidden.shape
-    cache = model.new_cache(2, 9)
-    assert cache.layer(0).keys.shape[1] == config.n_kv_heads
-    assert (
-        len({module.config for module in model.modules() if hasattr(module, "config")})
-        == 1
-    )
+        for name in ("W_query", "W_key", "W_value", "out_proj"):
+            assert isinstance(getattr(block.attention, name), nn.Linear)
 
     def stack(x):  # everything behind the embedding
+        places = model.places(torch.arange(x.shape[1]))
         for block in model.blocks:
-            x = block(x)
-        return model.out_head(model.final_norm(x))
+            x = block(x, None, places)
+        return model.final_norm(x)
 
+    embedded = model.embed(token_ids, torch.arange(9))
+    torch.testing.assert_close(stack(embedded), hidden)
     assert future_leak(stack, 8, 24) == 0.0
 
 
 @each_model
+def test_the_cache_has_the_models_kv_heads_and_room(config):
+    model = build(config)
+    cache = model.new_cache(batch_size=3, max_tokens=9)
+    assert config.n_kv_heads == (2 if config is LLAMA else 4)
+    assert len(cache.layers) == 2 and cache.length == 0
+    for layer in cache.layers:
+        assert layer.keys.shape == layer.values.shape == (3, config.n_kv_heads, 9, 6)
+
+
+@each_model
+def test_a_model_knows_its_device(config):
+    model = build(config)
+    assert model.device == torch.device("cpu")
+    assert model.new_cache(1, 4).layers[0].keys.device == model.device
+    model.to(
+        "meta"
+    )  # shapes without numbers: the one other device that is always there
+    assert model.device == torch.device("meta")
+    logits = model(torch.zeros(2, 4, dtype=torch.int64, device="meta"))
+    assert logits.device == model.device and logits.shape == (2, 4, 50)
+
+
+@each_model
 @pytest.mark.parametrize("tie", [True, False])
-def test_replacing_the_head_leaves_the_table(config, tie):
+def test_replacing_the_head_never_changes_the_table(config, tie):
     model = build(replace(config, tie_weights=tie))
     assert (model.out_head.weight is model.tok_emb.weight) == tie
     table = model.tok_emb.weight.detach().clone()
@@ -402,59 +373,154 @@ def test_replacing_the_head_leaves_the_table(config, tie):
 
 
 @each_model
-@few
-@given(
-    st.integers(0, 10**6),
-    st.lists(st.integers(1, 19), min_size=1, max_size=4),
-    st.data(),
-)
-def test_cached_equals_uncached_for_unequal_rows_up_to_the_end(
-    config, seed, lengths, data
-):
-    model = build(config, seed)
-    rows = [torch.randint(61, (1, n)) for n in lengths]
-    longest = max(lengths)
-    pad_left = torch.tensor([longest - n for n in lengths])
-    padded = torch.cat(
-        [F.pad(row, (longest - row.shape[1], 0), value=7) for row in rows]
-    )
-    full = model(padded, pad_left=pad_left)
-    for row, logits, pad in zip(rows, full, pad_left.tolist(), strict=True):
-        torch.testing.assert_close(logits[pad:], model(row)[0], atol=2e-4, rtol=1e-4)
-    cache = model.new_cache(len(rows), longest)
-    start = 0
-    while start < longest:
-        end = data.draw(st.integers(start + 1, longest))
-        part = model(padded[:, start:end], cache, pad_left=pad_left)
-        for row, (logits, expected) in enumerate(
-            zip(part, full[:, start:end], strict=True)
-        ):
-            real = max(0, pad_left[row].item() - start)
-            torch.testing.assert_close(
-                logits[real:], expected[real:], atol=2e-4, rtol=1e-4
-            )
-        start = end
-    for use_cache in (True, False):
-        texts = generate(model, padded, 99, use_cache=use_cache, pad_left=pad_left)
-        assert texts.shape == (len(rows), config.context_length)
-        torch.testing.assert_close(texts[:, :longest], padded)
-        if use_cache:
-            first = texts
-    assert torch.equal(first, texts)
+def test_tie_after_assigning_weights(config):
+    model = build(replace(config, tie_weights=True))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    assert model.out_head.weight is not model.tok_emb.weight
+    model.tie()
+    assert model.out_head.weight is model.tok_emb.weight
+
+
+# --- with a cache, and padding --------------------------------------------------------
+
+
+def padded_left(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows (T,) of unequal length as one batch (B, T), and its pad_left."""
+    longest = max(len(row) for row in rows)
+    batch = [F.pad(row, (longest - len(row), 0), value=7) for row in rows]
+    return torch.stack(batch), torch.tensor([longest - len(row) for row in rows])
 
 
 @each_model
-def test_generation_lengths(config):
+@few
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 16), min_size=1, max_size=4),
+    st.data(),
+)
+def test_padded_rows_in_pieces_equal_each_row_alone(config, seed, lengths, data):
+    model = shaken_model(config, seed)
+    rows = [torch.randint(50, (n,)) for n in lengths]
+    token_ids, pad_left = padded_left(rows)
+    longest = max(lengths)
+    cache = model.new_cache(len(rows), longest, pad_left)
+    pieces = []
+    while cache.length < longest:
+        end = data.draw(st.integers(cache.length + 1, longest))
+        pieces.append(model(token_ids[:, cache.length : end], cache))
+    logits = torch.cat(pieces, dim=1)
+    for row, found, pad in zip(rows, logits, pad_left.tolist(), strict=True):
+        alone = model(row[None])[0]
+        torch.testing.assert_close(found[pad:], alone, atol=2e-4, rtol=1e-4)
+
+
+@each_model
+@pytest.mark.parametrize("lengths", [(7, 3, 5), (1, 9), (4,)])
+def test_padded_prompts_continued_token_by_token_equal_each_alone(config, lengths):
+    model = shaken_model(config)
+    rows = [torch.randint(50, (n,)) for n in lengths]
+    token_ids, pad_left = padded_left(rows)
+    cache = model.new_cache(len(rows), 16, pad_left)
+    new = token_ids
+    with torch.no_grad():
+        for _ in range(16 - max(lengths)):  # up to the end of the context
+            logits = model(new, cache)[:, -1]
+            new = logits.argmax(dim=-1, keepdim=True)
+            for n, row in enumerate(rows):
+                alone = model(row[None])[0, -1]
+                torch.testing.assert_close(logits[n], alone, atol=2e-4, rtol=1e-4)
+                rows[n] = torch.cat([row, new[n]])
+
+
+@each_model
+def test_positions_count_from_the_first_real_token(config, monkeypatch):
     model = build(config)
-    prompt = torch.randint(61, (2, 5))
-    assert torch.equal(generate(model, prompt, 0), prompt)
-    assert generate(model, prompt, 3).shape == (2, 8)
-    full = torch.randint(61, (1, 20))
-    assert torch.equal(generate(model, full, 5), full)
-    expected = model(prompt)[:, -1].argmax(-1)
-    assert torch.equal(generate(model, prompt, 1)[:, -1], expected)
-    with pytest.raises(ValueError, match="21"):
-        generate(model, torch.zeros(1, 21, dtype=torch.int64), 1)
+    seen = []
+    embed = model.embed
+
+    def note(token_ids, positions):
+        seen.append(positions.tolist())
+        return embed(token_ids, positions)
+
+    monkeypatch.setattr(model, "embed", note)
+    token_ids = torch.zeros(2, 5, dtype=torch.int64)
+    model(token_ids)
+    for pad_left in (None, torch.tensor([0, 3])):
+        cache = model.new_cache(2, 5, pad_left)
+        model(token_ids[:, :4], cache)
+        model(token_ids[:, 4:], cache)
+    assert seen[:3] == [[0, 1, 2, 3, 4], [0, 1, 2, 3], [4]]
+    assert seen[3:] == [[[0, 1, 2, 3], [0, 0, 0, 0]], [[4], [1]]]
+
+
+@each_model
+def test_mask_and_turns_are_made_once_for_each_forward_pass(config, monkeypatch):
+    masks, turns = [], []
+    real_turns = Rotary.turns
+
+    def count_mask(*args, **options):
+        masks.append(1)
+        return attention_mask(*args, **options)
+
+    def count_turns(self, positions):
+        turns.append(1)
+        return real_turns(self, positions)
+
+    for module in (shared.gpt_model, shared.attention):
+        monkeypatch.setattr(module, "attention_mask", count_mask)
+    monkeypatch.setattr(Rotary, "turns", count_turns)
+    model = build(config)
+    token_ids = torch.zeros(2, 6, dtype=torch.int64)
+    forwards = 1
+    model(token_ids)
+    for pad_left in (None, torch.tensor([0, 2])):
+        cache = model.new_cache(2, 6, pad_left)
+        for start, end in [(0, 3), (3, 5), (5, 6)]:
+            model(token_ids[:, start:end], cache)
+            forwards += 1
+    assert len(masks) == forwards
+    assert len(turns) == (forwards if config is LLAMA else 0)
+
+
+@each_model
+def test_generation_reads_every_token_once_and_scores_one_position(config):
+    model = build(config)
+    read, scored = [], []
+    model.tok_emb.register_forward_pre_hook(
+        lambda _, inputs: read.append(inputs[0].shape[1])
+    )
+    model.out_head.register_forward_pre_hook(
+        lambda _, inputs: scored.append((inputs[0].numel(), inputs[0].requires_grad))
+    )
+    generate(model, torch.zeros(2, 5, dtype=torch.int64), 4)
+    assert read == [5, 1, 1, 1]
+    assert scored == [(2 * 24, False)] * 4  # and no gradients are kept
+
+
+@each_model
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_cache_has_the_dtype_of_the_model(config, dtype):
+    model = shaken_model(config).to(dtype)
+    token_ids = torch.randint(50, (2, 6))
+    with torch.no_grad():
+        cache = model.new_cache(2, 6)
+        parts = [model(token_ids[:, :4], cache), model(token_ids[:, 4:], cache)]
+        logits = torch.cat(parts, dim=1)
+        assert logits.dtype == dtype
+        atol = 1e-10 if dtype == torch.float64 else 0.5
+        torch.testing.assert_close(logits, model(token_ids), atol=atol, rtol=0)
+
+
+@each_model
+def test_the_cache_fits_mixed_precision(config):
+    model = shaken_model(config)
+    token_ids = torch.randint(50, (2, 6))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        cache = model.new_cache(2, 6)
+        parts = [model(token_ids[:, :4], cache), model(token_ids[:, 4:], cache)]
+        logits = torch.cat(parts, dim=1)
+        torch.testing.assert_close(logits, model(token_ids), atol=0.5, rtol=0)
 
 
 def test_dropout_stands_in_three_places(monkeypatch):
@@ -471,7 +537,7 @@ def test_dropout_stands_in_three_places(monkeypatch):
 
     monkeypatch.setattr(F, "dropout", dropout)
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
-    model = GPTModel(replace(GPT, drop_rate=0.5)).train()
+    model = build(replace(GPT, dropout=0.5)).train()
     model(torch.zeros(1, 4, dtype=torch.int64))
     # Embeddings, and the end of both branches
     assert dropped == [0.5] * (1 + 2 * GPT.n_layers)
@@ -483,42 +549,28 @@ def test_dropout_stands_in_three_places(monkeypatch):
 
 
 @each_model
-def test_generation_uses_the_cache_scores_one_position_and_keeps_no_graph(
-    config, monkeypatch
-):
+def test_bad_input_is_named(config):
     model = build(config)
-    lengths, scored = [], []
-    real = model.hidden_states
+    token_ids = torch.zeros(2, 5, dtype=torch.int64)
+    cache = model.new_cache(1, 16)
+    model(torch.zeros(1, 14, dtype=torch.int64), cache)
+    cases = [
+        (lambda: model(token_ids[0]), r"\(5,\)"),
+        (lambda: model(token_ids[:, :0]), r"\(2, 0\)"),
+        (
+            lambda: model(torch.zeros(1, 17, dtype=torch.int64)),
+            r"\(1, 17\) after 0 .* 16 tokens",
+        ),
+        (lambda: model(token_ids[:1, :3], cache), r"\(1, 3\) after 14 .* 16 tokens"),
+        (lambda: model.new_cache(2, 5, torch.tensor([1])), "pad_left"),
+        (lambda: model(token_ids, model.new_cache(2, 4)), "full"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
 
-    def hidden_states(ids, *args, **options):
-        lengths.append(ids.shape[1])
-        return real(ids, *args, **options)
 
-    def note(_, inputs):
-        scored.append((inputs[0].shape, inputs[0].requires_grad))
-
-    monkeypatch.setattr(model, "hidden_states", hidden_states)
-    model.out_head.register_forward_pre_hook(note)
-    generate(model, torch.zeros(2, 5, dtype=torch.int64), 4)
-    assert lengths == [5, 1, 1, 1] and set(scored) == {((2, 24), False)}
-    lengths.clear()
-    generate(model, torch.zeros(2, 5, dtype=torch.int64), 4, use_cache=False)
-    assert lengths == [5, 6, 7, 8]
-
-
-@each_model
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_cached_generation_in_other_dtypes(config, dtype):
-    model = build(config).to(dtype)
-    ids = torch.randint(61, (2, 6))
-    with torch.no_grad():
-        cache = model.new_cache(2, 6)
-        parts = torch.cat([model(ids[:, :4], cache), model(ids[:, 4:], cache)], dim=1)
-        assert parts.dtype == dtype
-        atol = 1e-10 if dtype == torch.float64 else 0.5
-        torch.testing.assert_close(parts, model(ids), atol=atol, rtol=0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert generate(build(config), ids, 3).shape == (2, 9)
+# --- configurations -------------------------------------------------------------------
 
 
 def test_the_published_shapes():
@@ -530,118 +582,13 @@ def test_the_published_shapes():
         assert (config.vocab_size, config.context_length) == (50_257, 1024)
         assert config.qkv_bias and config.tie_weights
     mini = GPT_CONFIGS["mini"]
-    assert (mini.n_layers, mini.n_heads, mini.emb_dim, mini.context_length) == (
-        16,
-        8,
-        512,
-        512,
-    )
-    assert mini.vocab_size == 6400
-    smol = (49_152, 8192, 576, 9, 3, 30, 1536, 100_000.0, 1e-5, True)
-    assert (
-        tuple(getattr(SMOLLM2_135M, field.name) for field in fields(SMOLLM2_135M))
-        == smol
-    )
-
-
-@each_model
-def test_tie_after_assigning_weights(config):
-    model = build(replace(config, tie_weights=True))
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.load_state_dict(state, assign=True)
-    assert model.out_head.weight is not model.tok_emb.weight
-    model.tie()
-    assert model.out_head.weight is model.tok_emb.weight
-
-
-def test_where_the_fast_product_is_used(monkeypatch, tmp_path):
-    for model in (build(GPT), build(LLAMA)):
-        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        assert layers and all(type(layer) is Linear for layer in layers)
-    calls = []
-
-    def product(x, weight, bias=None):
-        calls.append(1)
-        return F.linear(x, weight, bias)
-
-    monkeypatch.setattr(shared.gpt_model, "onednn_product", product)
-    layer = Linear(3, 2)
-    monkeypatch.setattr(shared.gpt_model, "USE_ONEDNN", False)
-    layer(torch.ones(1, 3))
-    assert not calls
-    monkeypatch.setattr(shared.gpt_model, "USE_ONEDNN", True)
-    layer(torch.ones(1, 3))
-    with torch.no_grad():
-        layer(torch.ones(1, 3))
-    assert len(calls) == 2
-    layer(torch.ones(0, 3))
-    Linear(3, 2, dtype=torch.float64)(torch.ones(1, 3, dtype=torch.float64))
-    assert len(calls) == 2
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        layer(torch.ones(1, 4))
-
-    class Cpuinfo:
-        def __init__(self, text):
-            self.text = text
-
-        def __call__(self, path):
-            return self
-
-        def exists(self):
-            return bool(self.text)
-
-        def read_text(self):
-            return self.text
-
-    monkeypatch.setattr(
-        shared.gpt_model.torch.backends.mkl, "is_available", lambda: True
-    )
-    for text, processor, expected in [
-        ("vendor_id : AuthenticAMD", "", True), ("vendor_id : GenuineIntel", "", False),
-        ("", "AMD64 Family 25 Model 80 Stepping 0, AuthenticAMD", True),
-        ("", "arm", False),
-    ]:  # fmt: skip
-        monkeypatch.setattr(shared.gpt_model, "Path", Cpuinfo(text))
-        monkeypatch.setattr(
-            shared.gpt_model.platform, "processor", lambda answer=processor: answer
-        )
-        has_it = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        assert shared.gpt_model.onednn_is_faster() == (expected and has_it)
-
-
-def test_the_fast_product_has_one_derivative_and_takes_strided_biases():
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this build of PyTorch has no oneDNN")
-    x = torch.randn(2, 3, requires_grad=True)
-    weight = torch.randn(4, 3, requires_grad=True)
-    bias = torch.randn(8)[::2]
-    torch.testing.assert_close(
-        OneDNNLinear.apply(x, weight, bias), F.linear(x, weight, bias)
-    )
-    out = OneDNNLinear.apply(x, weight, None).square().sum()
-    (grad,) = torch.autograd.grad(out, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
-@each_model
-def test_bad_input_is_named(config):
-    model = build(config)
-    ids = torch.zeros(2, 5, dtype=torch.int64)
-    cases = [
-        (lambda: model(ids[0]), r"\(5,\)"),
-        (lambda: model(ids[:, :0]), r"\(2, 0\)"),
-        (
-            lambda: model(torch.zeros(1, 21, dtype=torch.int64)),
-            r"\(1, 21\) after 0 .* 20 tokens",
-        ),
-        (lambda: model(ids, pad_left=torch.tensor([1])), "pad_left"),
-        (lambda: model(ids, model.new_cache(3, 5)), "cache was made for shape"),
-        (lambda: model(ids, model.new_cache(2, 4)), "full"),
-    ]
-    for call, message in cases:
-        with pytest.raises(ValueError, match=message):
-            call()
+    assert (mini.n_layers, mini.n_heads, mini.emb_dim) == (16, 8, 512)
+    assert (mini.vocab_size, mini.context_length) == (6400, 512)
+    smol = SMOLLM2_135M
+    assert (smol.vocab_size, smol.context_length, smol.emb_dim) == (49_152, 8192, 576)
+    assert (smol.n_layers, smol.n_heads, smol.n_kv_heads) == (30, 9, 3)
+    assert (smol.hidden_dim, smol.rope_base, smol.norm_eps) == (1536, 100_000.0, 1e-5)
+    assert smol.tie_weights
 
 
 @pytest.mark.parametrize(
@@ -651,12 +598,12 @@ def test_bad_input_is_named(config):
         (GPT, {"vocab_size": 0}, "vocab_size .* at least 1, got 0"),
         (GPT, {"context_length": -1}, "context_length .* got -1"),
         (GPT, {"n_layers": 2.0}, "n_layers .* got 2.0"),
-        (LLAMA, {"n_kv_heads": 4}, "4 kv heads do not divide 6"),
-        (LLAMA, {"n_heads": 8, "emb_dim": 24}, "even head dimension, got 3"),
+        (GPT, {"n_layers": True}, "n_layers .* got True"),
+        (LLAMA, {"n_kv_heads": 3}, "3 kv heads do not divide 4"),
+        (LLAMA, {"n_heads": 8}, "even head_dim, got 3"),
         (LLAMA, {"n_heads": 5}, "5 heads do not divide"),
         (LLAMA, {"hidden_dim": 0}, "hidden_dim"),
         (LLAMA, {"n_kv_heads": 0}, "n_kv_heads"),
-        (GPT, {"n_layers": True}, "n_layers .* got True"),
     ],
 )
 def test_impossible_configurations_are_refused(config, change, message):
@@ -664,8 +611,35 @@ def test_impossible_configurations_are_refused(config, change, message):
         replace(config, **change)
 
 
-def test_configurations_cannot_change():
-    for config in (GPT, LLAMA):
-        for field in fields(config):
-            with pytest.raises(FrozenInstanceError):
-                setattr(config, field.name, 1)
+LATER = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.gpt_model import DecoderConfig
+
+
+@dataclass(frozen=True)
+class LaterConfig(DecoderConfig):
+    width: int = 3
+"""
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "emb_dim", "n_layers", "n_heads"])
+def test_configurations_are_checked_also_where_annotations_are_text(name):
+    namespace = {"__name__": __name__}  # dataclasses look it up among the modules
+    exec(LATER, namespace)
+    config = namespace["LaterConfig"](50, 16, 24, 4, 2)
+    assert config.head_dim == 6 and config.n_kv_heads == 4
+    for wrong in (0, -1, 2.0, "2", True):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+            replace(config, **{name: wrong})
+    with pytest.raises(ValueError, match="5 heads do not divide"):
+        replace(config, n_heads=5)
+
+
+@pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
+def test_configurations_cannot_change(config):
+    for field in fields(config):
+        with pytest.raises(FrozenInstanceError):
+            setattr(config, field.name, 1)
