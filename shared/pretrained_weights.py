@@ -1,46 +1,34 @@
 """Two real language models, SmolLM2 and GPT-2, running in the classes that you wrote,
 and one of them answers your questions.
 
-Generated from ch05_pretraining/ch05_pretrained_weights.ipynb by `python -m shared.export`;
-edit the notebook, not this file.
+Generated from ch05_pretraining/ch05_pretrained_weights.ipynb by
+`python -m shared.support.export`; edit the notebook, not this file.
 """
 
-import json
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
 import gguf
 import huggingface_hub
 import numpy as np
-import regex
-import tiktoken
 import torch
-from safetensors.torch import load_file, save_file
 
-from shared import text_data
-from shared.fetch import FetchError, fetch_smollm2
-from shared.gpt_model import GPT_CONFIGS, Decoder, GPTConfig, GPTModel
+from shared.gpt_model import GPT_CONFIGS, Decoder, DecoderConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel, pairs_to_halves
-from shared.pretraining import (
-    generate,
-    load_model,
-    set_weights,
-    weights_of,
-    write_folder,
-)
-from shared.text_data import END_OF_TEXT, BPETokenizer, Tokenizer
+from shared.pretraining import load_model, stream
+from shared.support.fetch import FetchError, fetch_smollm2
+from shared.support.files import existing, read_tensors, set_weights, weights_of
+from shared.text_data import Tokenizer
+from shared.tokenizer import BPETokenizer, bytes_of
 
 __all__ = [
-    "GGUF_NAMES", "rename", "open_gguf", "gguf_config", "gguf_weights",
-    "model_with", "load_gguf", "SMOLLM2_PATTERN", "PretrainedTokenizer",
-    "load_gguf_tokenizer", "SMOLLM2_SYSTEM", "chat_prompt", "fill_frame",
-    "Conversation", "GPT2_NAMES", "QKV", "from_gpt2", "load_gpt2",
-    "load_pretrained", "tokenizer_for", "LLAMA_NAMES", "to_gpt2", "to_llama",
-    "transformers_config", "tokenizers_json", "CHATML", "save_for_transformers",
+    "load_gguf", "chat_prompt", "fill_frame", "end_token", "Conversation",
+    "load_gpt2", "load_pretrained", "to_llama", "to_gpt2", "CHATML",
 ]  # fmt: skip
 
+# Section 5.11: Whose name is whose?
 GGUF_NAMES = {
     "token_embd": "tok_emb", "output_norm": "final_norm", "output": "out_head",
     "attn_norm": "norm1", "attn_q": "attention.W_query", "attn_k": "attention.W_key",
@@ -51,157 +39,112 @@ GGUF_NAMES = {
 
 
 def rename(name: str, names: dict[str, str], old: str, new: str) -> str:
-    """Return another program's name of a tensor; `old` and `new` mean "blocks"."""
+    """Return what another program calls a tensor.
+
+    `old` and `new` are the two words for "blocks".
+    """
     found = re.fullmatch(rf"(?:{old}\.(\d+)\.)?(.+)\.(weight|bias)", name)
     if not found or found[2] not in names:
         return name
-    return (f"{new}.{found[1]}." if found[1] else "") + f"{names[found[2]]}.{found[3]}"
+    block = f"{new}.{found[1]}." if found[1] else ""
+    return f"{block}{names[found[2]]}.{found[3]}"
 
 
 @contextmanager
-def open_gguf(path: str | Path):
+def open_gguf(path: str | Path) -> Iterator[tuple[dict, list[gguf.ReaderTensor]]]:
     """Give the settings (a dictionary) and the tensors of a GGUF file, in a `with`.
 
     Whatever is wrong with the file, there or inside the `with`, becomes a ValueError
-    with its path.
+    that begins with its path; FileNotFoundError if it is missing.
     """
+    existing(path)
     try:
         reader = gguf.GGUFReader(path)
-        yield (
-            {key: field.contents() for key, field in reader.fields.items()},
-            reader.tensors,
-        )
+        settings = {key: field.contents() for key, field in reader.fields.items()}
+        yield settings, reader.tensors
     except (OSError, ValueError, LookupError, NotImplementedError) as error:
-        raise ValueError(f"cannot read {path} as GGUF: {error!r}") from error
+        raise ValueError(f"{path} cannot be read as GGUF: {error!r}") from error
 
 
 def gguf_config(settings: dict, tensors: list[gguf.ReaderTensor]) -> LlamaConfig:
-    """Return the configuration of a Llama-style GGUF file."""
-    if (architecture := settings["general.architecture"]) != "llama":
-        raise ValueError(
-            f"the architecture {architecture!r} is not supported, only 'llama'"
-        )
-    if any(key.startswith("llama.rope.scaling") for key in settings):
-        raise ValueError("scaled rotary positions are not supported")
+    """Return the configuration of a Llama-style GGUF file; ValueError for another."""
+    if (kind := settings["general.architecture"]) != "llama":
+        raise ValueError(f"the architecture is {kind!r}; only 'llama' is supported")
+    if scaled := [key for key in settings if key.startswith("llama.rope.scal")]:
+        raise ValueError(f"{scaled[0]}: scaled rotary positions are not supported")
     sizes = {
         "vocab_size": "vocab_size", "context_length": "context_length",
         "emb_dim": "embedding_length", "n_heads": "attention.head_count",
         "n_kv_heads": "attention.head_count_kv", "n_layers": "block_count",
         "hidden_dim": "feed_forward_length", "rope_base": "rope.freq_base",
     }  # fmt: skip
-    eps = np.float32(settings["llama.attention.layer_norm_rms_epsilon"])
     rest = {ours: settings[f"llama.{key}"] for ours, key in sizes.items()}
+    # Stored as float32: 1e-5 comes back as 9.999999747e-06, unless read as float32.
+    eps = float(str(np.float32(settings["llama.attention.layer_norm_rms_epsilon"])))
     tied = all(tensor.name != "output.weight" for tensor in tensors)
-    return LlamaConfig(**rest, norm_eps=float(str(eps)), tie_weights=tied)
+    return LlamaConfig(**rest, norm_eps=eps, tie_weights=tied)
 
 
 def gguf_weights(tensors: list[gguf.ReaderTensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of a GGUF file as float32, under our names."""
     weights = {}
     for tensor in tensors:
-        numbers = np.array(
-            gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32
-        )
-        weights[rename(tensor.name, GGUF_NAMES, "blk", "blocks")] = torch.from_numpy(
-            numbers
-        )
+        numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
+        name = rename(tensor.name, GGUF_NAMES, "blk", "blocks")
+        weights[name] = torch.from_numpy(np.array(numbers, dtype=np.float32))
     return weights
 
 
-def model_with(model_class, config, weights: dict[str, torch.Tensor]) -> Decoder:
-    """Return a model that takes over the weights; ValueError lists misfits."""
+def model_with(model_class: type, config: DecoderConfig, weights: dict) -> Decoder:
+    """Return a model made of the weights; ValueError lists what does not fit."""
     with torch.device("meta"):
         model = model_class(config)
     set_weights(model, weights, assign=True)
     return model.eval()
 
 
-def load_gguf(path: str | Path) -> LlamaModel:
-    """Return the model in a Llama-style GGUF file, with float32 weights.
-
-    Raises ValueError if it cannot be read, or has another architecture, a type of
-    tensor that gguf cannot dequantise, or tensors that are missing, unknown or
-    misshapen (all listed).
-    """
-    with open_gguf(path) as (settings, tensors):
-        return model_with(
-            LlamaModel, gguf_config(settings, tensors), gguf_weights(tensors)
-        )
-
-
+# Section 5.12: Which ids does it know?
 SMOLLM2_PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 )
 
 
-class PretrainedTokenizer:
-    """Byte-level BPE with a given vocabulary and pattern; a `Tokenizer`.
-
-    `vocab` maps ids to bytes, without special tokens, in the order of `merges`;
-    `special_tokens` maps texts to ids. Bytes that the vocabulary lacks are dropped.
-    """
-
-    def __init__(self, vocab, merges, special_tokens: dict[str, int], pattern: str):
-        self.vocab, self.merges, self.pattern = dict(vocab), list(merges), pattern
-        self.special_tokens = dict(special_tokens)
-        self.eot_token = special_tokens[END_OF_TEXT]
-        self._ids = {token: i for i, token in self.vocab.items()}
-        self._order = {pair: rank for rank, pair in enumerate(self.merges)}
-        self._missing = {byte for byte in range(256) if bytes([byte]) not in self._ids}
-        parts = {"mergeable_ranks": self._ids, "special_tokens": self.special_tokens}
-        self._encoding = tiktoken.Encoding("pretrained", pat_str=pattern, **parts)
-        self.n_vocab, self.decode = self._encoding.n_vocab, self._encoding.decode
-
-    encode = BPETokenizer.encode  # special tokens first, encode_ordinary for the rest
-
-    def encode_ordinary(self, text: str) -> list[int]:
-        """Return the ids of a text, special tokens read as ordinary text."""
-        text = text_data.replace_lone_surrogates(text)
-        if self._missing.isdisjoint(text.encode()):
-            return self._encoding.encode_ordinary(text)
-        ids = []
-        for piece in regex.findall(self.pattern, text):
-            kept = bytes(byte for byte in piece.encode() if byte not in self._missing)
-            ids += [
-                self._ids[token] for token in text_data.apply_merges(kept, self._order)
-            ]
-        return ids
-
-
-def load_gguf_tokenizer(path: str | Path) -> PretrainedTokenizer:
+def gguf_tokenizer(settings: dict) -> BPETokenizer:
     """Return the tokenizer in a GGUF file; ValueError if it is not SmolLM2's kind."""
-    byte_of = text_data.gpt2_byte_of_character()
-
-    def as_bytes(token: str) -> bytes:
-        return bytes(byte_of[character] for character in token)
-
-    with open_gguf(path) as (settings, _):
-        if (kind := settings["tokenizer.ggml.pre"]) != "smollm":
-            raise ValueError(
-                f"the tokenizer kind {kind!r} is not supported, only 'smollm'"
-            )
-        tokens = settings["tokenizer.ggml.tokens"]
-        kinds = settings["tokenizer.ggml.token_type"]
-        special = {
-            t: i for i, t in enumerate(tokens) if kinds[i] == gguf.TokenType.CONTROL
-        }
-        vocab = {
-            i: as_bytes(token) for i, token in enumerate(tokens) if token not in special
-        }
-        pairs = [pair.split(" ") for pair in settings["tokenizer.ggml.merges"]]
-        merges = [(as_bytes(left), as_bytes(right)) for left, right in pairs]
-        return PretrainedTokenizer(vocab, merges, special, SMOLLM2_PATTERN)
+    if (kind := settings["tokenizer.ggml.pre"]) != "smollm":
+        raise ValueError(f"the tokenizer is {kind!r}; only 'smollm' is supported")
+    tokens = dict(enumerate(settings["tokenizer.ggml.tokens"]))
+    kinds = settings["tokenizer.ggml.token_type"]
+    special = {t: i for i, t in tokens.items() if kinds[i] == gguf.TokenType.CONTROL}
+    vocab = {i: t.encode() if t in special else bytes_of(t) for i, t in tokens.items()}
+    pairs = [pair.split(" ") for pair in settings["tokenizer.ggml.merges"]]
+    merges = [(bytes_of(left), bytes_of(right)) for left, right in pairs]
+    return BPETokenizer(vocab, merges, special, SMOLLM2_PATTERN)
 
 
-SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+def load_gguf(path: str | Path) -> tuple[Decoder, BPETokenizer]:
+    """Return the model in a Llama-style GGUF file, in float32, and its tokenizer.
+
+    Raises FileNotFoundError if there is none, and ValueError if it cannot be read, or
+    has another architecture or tokenizer, a type of tensor that gguf cannot dequantise,
+    or tensors that are missing, unknown or misshapen (all listed).
+    """
+    with open_gguf(path) as (settings, tensors):
+        config = gguf_config(settings, tensors)
+        tokenizer = gguf_tokenizer(settings)
+        return model_with(LlamaModel, config, gguf_weights(tensors)), tokenizer
 
 
-def chat_prompt(messages: list[dict[str, str]], system: str = SMOLLM2_SYSTEM) -> str:
+# Section 5.13: How do you talk to it?
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def chat_prompt(messages: list[dict[str, str]], system: str = SYSTEM) -> str:
     """Return a conversation in ChatML, ending where the assistant's answer begins.
 
-    For texts that you trust; Conversation.ids is safe for any. A message has a "role"
-    (system, user or assistant) and a "content". Unless the first is a system message,
-    `system` comes first.
+    For texts that you trust; Conversation.token_ids is safe for any. A message has a
+    "role" (system, user or assistant) and a "content". Unless the first is a system
+    message, `system` comes first.
     """
     if not messages or messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
@@ -215,184 +158,143 @@ def fill_frame(frame: str, texts: list[str], tokenizer: Tokenizer) -> list[int]:
     Special tokens count in the frame only; what looks like one in a text is plain text.
     """
     first, *rest = frame.split("\0")
-    ids = tokenizer.encode(first, allowed_special="all")
+    token_ids = tokenizer.encode(first, allowed_special="all")
     for text, after in zip(texts, rest, strict=True):
-        ids += tokenizer.encode_ordinary(text)
-        ids += tokenizer.encode(after, allowed_special="all")
-    return ids
+        token_ids += tokenizer.encode_ordinary(text)
+        token_ids += tokenizer.encode(after, allowed_special="all")
+    return token_ids
+
+
+def end_token(tokenizer: Tokenizer) -> int:
+    """Return the id that ends an answer: that of <|im_end|>, else the end of text."""
+    token_ids = tokenizer.encode("<|im_end|>", allowed_special="all")
+    return token_ids[0] if len(token_ids) == 1 else tokenizer.eot_token
 
 
 class Conversation:
-    """A conversation with a chat model; `messages` holds all turns."""
+    """A conversation with a chat model; `messages` holds all turns.
 
-    def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, system: str = SMOLLM2_SYSTEM
-    ):
-        self.model, self.tokenizer = model, tokenizer
+    Raises ValueError if the model's tokenizer has no <|im_start|>.
+    """
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, system: str = SYSTEM):
+        self.model = model
+        self.tokenizer = tokenizer
         self.messages = [{"role": "system", "content": system}]
-        if self.ids()[0] != tokenizer.encode("<|im_start|>", allowed_special="all")[-1]:
-            raise ValueError(
-                "this model's tokenizer has no <|im_start|>: it is no chat model"
-            )
+        if len(tokenizer.encode("<|im_start|>", allowed_special="all")) != 1:
+            raise ValueError("no chat model: its tokenizer has no <|im_start|>")
 
-    def ids(self, *more: dict[str, str]) -> list[int]:
-        """Return the ids of the prompt and `more` messages, whose words are text."""
+    def token_ids(self, *more: dict[str, str]) -> list[int]:
+        """Return the prompt's ids, after `more` messages.
+
+        Special tokens in the messages are plain text.
+        """
         messages = [*self.messages, *more]
         frame = chat_prompt([message | {"content": "\0"} for message in messages])
-        contents = [message["content"] for message in messages]
-        return fill_frame(frame, contents, self.tokenizer)
+        return fill_frame(frame, [m["content"] for m in messages], self.tokenizer)
 
-    def reply(
-        self, text: str, max_new_tokens: int = 200, write=lambda _: None, **sampling
-    ) -> str:
-        """Say something, return the answer; a function `write` gets it piece by piece.
+    def reply(self, text: str, max_new_tokens: int = 200, **sampling) -> Iterator[str]:
+        """Say something; yield the answer in pieces, as they come.
 
-        `sampling` is handed to generate. The answer is cut after max_new_tokens, or
-        where the context is full. Raises ValueError if the conversation has outgrown
-        the context: begin a new one, or drop old messages. After an error or an
-        interrupt, it is as it was before.
+        `sampling` is handed to stream. The answer is cut after max_new_tokens, or where
+        the context is full; of a conversation that is longer than the context, the
+        model reads the last tokens, with a warning. Question and answer are in
+        `messages` once all pieces have been taken; before that, all is as it was.
         """
         question = {"role": "user", "content": text}
-        device = self.model.tok_emb.weight.device
-        prompt = torch.tensor([self.ids(question)], device=device)
-        end = self.tokenizer.encode("<|im_end|>", allowed_special="all")[0]
-        new = []
-        shown = 0
-
-        def on_token(ids: torch.Tensor) -> None:
-            nonlocal shown
-            new.extend(i for i in ids.tolist() if i != end)
-            so_far = self.tokenizer.decode(new)
-            if not so_far.endswith("\ufffd"):  # a character is not yet complete
-                write(so_far[shown:])
-                shown = len(so_far)
-
-        options = {"stop_token": end, "on_token": on_token}
-        generate(self.model, prompt, max_new_tokens, **options, **sampling)
+        prompt = torch.tensor([self.token_ids(question)], device=self.model.device)
+        end = end_token(self.tokenizer)
+        steps = stream(self.model, prompt, max_new_tokens, stop_token=end, **sampling)
+        new: list[int] = []
+        shown = ""
+        for token_ids in steps:
+            new += [i for i in token_ids.tolist() if i != end]
+            answer = self.tokenizer.decode(new)
+            if not answer.endswith("\ufffd"):  # else a character is not yet complete
+                yield answer[len(shown) :]
+                shown = answer
         answer = self.tokenizer.decode(new)
-        write(answer[shown:])
+        yield answer[len(shown) :]
         self.messages += [question, {"role": "assistant", "content": answer}]
-        return answer
 
 
-GPT2_NAMES = {
-    "transformer.wte": "tok_emb", "transformer.wpe": "pos_emb",
-    "transformer.ln_f": "final_norm", "ln_1": "norm1",
-    "attn.c_attn": "attention.W_qkv", "attn.c_proj": "attention.out_proj",
-    "ln_2": "norm2", "mlp.c_fc": "feed_forward.expand",
-    "mlp.c_proj": "feed_forward.project", "lm_head": "out_head",
+# Section 5.14: How does GPT-2 fit in?
+GPT2_REPOSITORIES = {  # of openai-community, on Hugging Face
+    "124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl",
 }  # fmt: skip
-QKV = ("W_query", "W_key", "W_value")
+GPT2_NAMES = {
+    "transformer.wte": "tok_emb", "transformer.wpe": "pos_emb", "lm_head": "out_head",
+    "transformer.ln_f": "final_norm", "ln_1": "norm1", "ln_2": "norm2",
+    "attn.c_attn": "attention.W_qkv", "attn.c_proj": "attention.out_proj",
+    "mlp.c_fc": "feed_forward.expand", "mlp.c_proj": "feed_forward.project",
+}  # fmt: skip
+QKV = ("query", "key", "value")
 
 
 def from_gpt2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return GPT-2's weights under our names, from those of GPT2LMHeadModel."""
+    """Return GPT-2's weights under our names, from those of transformers' model."""
     weights = {}
     for name, tensor in tensors.items():
         if name.endswith(("lm_head.weight", ".attn.bias", ".attn.masked_bias")):
             continue  # the embedding once more; a causal mask
         if ".c_" in name and tensor.ndim == 2:
             tensor = tensor.T  # stored for x @ W
-        # Some files leave it out
-        name = "transformer." + name.removeprefix("transformer.")
+        name = "transformer." + name.removeprefix("transformer.")  # some leave it out
         ours = rename(name, GPT2_NAMES, "transformer.h", "blocks")
-        names = (
-            [ours.replace("W_qkv", part) for part in QKV] if "W_qkv" in ours else [ours]
-        )
-        for part, numbers in zip(names, tensor.chunk(len(names)), strict=True):
+        parts = [ours.replace("qkv", part) for part in QKV] if "qkv" in ours else [ours]
+        for part, numbers in zip(parts, tensor.chunk(len(parts)), strict=True):
             weights[part] = numbers.contiguous()
     return weights
 
 
-def load_gpt2(size: str = "124M", *, download: bool = True) -> GPTModel:
-    """Return GPT-2 with OpenAI's weights: 124M, 355M, 774M or 1558M, from Hugging Face.
+def load_gpt2(size: str = "124M") -> tuple[Decoder, BPETokenizer]:
+    """Return GPT-2 with OpenAI's weights, from Hugging Face, and its tokenizer.
 
-    Downloads 0.5 to 6.4 GB once, into Hugging Face's cache, if `download` allows it.
-    Raises ValueError for another size, FetchError if the weights are not there and
-    cannot be brought.
+    124M, 355M, 774M or 1558M: 0.5 to 6.4 GB are downloaded once, into Hugging Face's
+    cache. Raises ValueError for another size, FetchError if they cannot be brought.
     """
-    repositories = {
-        "124M": "gpt2",
-        "355M": "gpt2-medium",
-        "774M": "gpt2-large",
-        "1558M": "gpt2-xl",
-    }
-    if size not in repositories:
-        raise ValueError(f"GPT-2 comes in {', '.join(repositories)}, not {size!r}")
-    repository, file = f"openai-community/{repositories[size]}", "model.safetensors"
+    if size not in GPT2_REPOSITORIES:
+        raise ValueError(f"no GPT-2 of size {size!r}: {', '.join(GPT2_REPOSITORIES)}")
+    repository = f"openai-community/{GPT2_REPOSITORIES[size]}"
+    file = "model.safetensors"
+    path = huggingface_hub.try_to_load_from_cache(repository, file)
     try:
-        path = huggingface_hub.hf_hub_download(repository, file, local_files_only=True)
-    except huggingface_hub.errors.LocalEntryNotFoundError:
-        try:
-            if not download:
-                raise ConnectionError("no download was wanted")
-            # Without a connection, the download would retry for long
-            urlopen("https://huggingface.co", timeout=10).close()
+        if not isinstance(path, str):
             path = huggingface_hub.hf_hub_download(repository, file)
-        except Exception as error:  # of many types
-            advice = "connect and run again, or take 'smollm2-135m'"
-            raise FetchError(f"{repository} is not here: {error}; {advice}") from error
-    return model_with(GPTModel, GPT_CONFIGS[size], from_gpt2(load_file(path)))
+    except Exception as error:  # of many types
+        reason = f"{repository} could not be brought: {error.__cause__ or error}"
+        raise FetchError(f"{reason}; run again with a network") from error
+    weights = from_gpt2(read_tensors(path))
+    model = model_with(GPTModel, GPT_CONFIGS[size], weights)
+    return model, BPETokenizer.from_gpt2_files()
 
 
-def load_pretrained(name: str | Path = "smollm2-135m") -> Decoder:
-    """Return a model in evaluation mode, by name or from a folder of save_model.
+# Section 5.15: How do models travel?
+def load_pretrained(name: str | Path = "smollm2-135m") -> tuple[Decoder, BPETokenizer]:
+    """Return a model in evaluation mode, and its tokenizer.
 
-    Names: "smollm2-135m", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m".
-    Raises ValueError for an unknown name, FetchError if it has to be downloaded and
-    cannot be.
+    The name is "smollm2-135m", "gpt2-124m" (-355m, -774m, -1558m), or a folder that
+    save_model has written ("./smollm2-135m" is a folder of that name). Raises
+    ValueError for an unknown name, FetchError if it has to be downloaded and cannot be.
     """
-    if Path(name).is_dir():
-        return load_model(name).eval()
-    if str(name) == "smollm2-135m":
+    sizes = {f"gpt2-{size.lower()}": size for size in GPT2_REPOSITORIES}
+    if name == "smollm2-135m":
         return load_gguf(fetch_smollm2())
-    if str(name).startswith("gpt2-"):
-        return load_gpt2(str(name).removeprefix("gpt2-").upper())
-    known = "smollm2-135m, gpt2-124m (355m, …) or a folder"
-    raise ValueError(
-        f"no model {str(name)!r}: {known} (there is no {Path(name).resolve()})"
-    )
-
-
-def tokenizer_for(name: str | Path = "smollm2-135m") -> Tokenizer:
-    """Return the tokenizer that belongs to load_pretrained(name)."""
-    if str(name) == "smollm2-135m":
-        return load_gguf_tokenizer(fetch_smollm2())
+    if name in sizes:
+        return load_gpt2(sizes[name])
     if Path(name).is_dir():
-        return BPETokenizer.load(Path(name) / "tokenizer.json")
-    if str(name).startswith("gpt2-"):
-        return BPETokenizer.from_gpt2_files()
-    raise ValueError(
-        f"no tokenizer for {str(name)!r}: it is neither a known name nor a folder"
-    )
+        return load_model(name)
+    raise ValueError(f"no model {name}, only {['smollm2-135m', *sizes]} and folders")
 
 
 LLAMA_NAMES = {
     "tok_emb": "model.embed_tokens", "final_norm": "model.norm",
-    "norm1": "input_layernorm",
+    "norm1": "input_layernorm", "norm2": "post_attention_layernorm",
     "attention.W_query": "self_attn.q_proj", "attention.W_key": "self_attn.k_proj",
     "attention.W_value": "self_attn.v_proj", "attention.out_proj": "self_attn.o_proj",
-    "norm2": "post_attention_layernorm", "feed_forward.gate": "mlp.gate_proj",
-    "feed_forward.up": "mlp.up_proj", "feed_forward.project": "mlp.down_proj",
-    "out_head": "lm_head",
+    "feed_forward.gate": "mlp.gate_proj", "feed_forward.up": "mlp.up_proj",
+    "feed_forward.project": "mlp.down_proj", "out_head": "lm_head",
 }  # fmt: skip
-
-
-def to_gpt2(model: GPTModel) -> dict[str, torch.Tensor]:
-    """Return the weights under the names of transformers' GPT2LMHeadModel."""
-    state, tensors = weights_of(model), {}
-    names = {ours: theirs for theirs, ours in GPT2_NAMES.items()}
-    # For biases that only their model has
-    zeros = torch.zeros_like(state["final_norm.bias"])
-    for block in [f"blocks.{i}.attention" for i in range(model.config.n_layers)]:
-        for kind in ("weight", "bias"):
-            parts = [state.pop(f"{block}.{part}.{kind}", zeros) for part in QKV]
-            state[f"{block}.W_qkv.{kind}"] = torch.cat(parts)
-    for name, tensor in state.items():
-        theirs = rename(name, names, "blocks", "transformer.h")
-        is_product = ".c_" in theirs and tensor.ndim == 2
-        tensors[theirs] = (tensor.T if is_product else tensor).contiguous()
-    return tensors
 
 
 def to_llama(model: LlamaModel) -> dict[str, torch.Tensor]:
@@ -405,96 +307,26 @@ def to_llama(model: LlamaModel) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def transformers_config(config: GPTConfig | LlamaConfig, end: int, dtype: str) -> dict:
-    """Return config.json for transformers; `end` is the id that ends a text."""
-    common = {
-        "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": end, "eos_token_id": end, "dtype": dtype,
-    }  # fmt: skip
-    if isinstance(config, GPTConfig):
-        places = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-        dropout = dict.fromkeys(places, config.drop_rate)
-        return common | dropout | {
-            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-            "n_positions": config.context_length, "n_embd": config.emb_dim,
-            "n_head": config.n_heads, "n_layer": config.n_layers,
-        }  # fmt: skip
-    return common | {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"],
-        "max_position_embeddings": config.context_length, "hidden_size": config.emb_dim,
-        "intermediate_size": config.hidden_dim, "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads, "num_hidden_layers": config.n_layers,
-        "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_base,
-    }  # fmt: skip
+def to_gpt2(model: GPTModel) -> dict[str, torch.Tensor]:
+    """Return the weights under the names of transformers' GPT2LMHeadModel."""
+    weights = weights_of(model)
+    zeros = torch.zeros_like(weights["final_norm.bias"])  # biases only they have
+    for i in range(model.config.n_layers):
+        block = f"blocks.{i}.attention"
+        for kind in ("weight", "bias"):
+            parts = [weights.pop(f"{block}.W_{part}.{kind}", zeros) for part in QKV]
+            weights[f"{block}.W_qkv.{kind}"] = torch.cat(parts)
+    names = {ours: theirs for theirs, ours in GPT2_NAMES.items()}
+    tensors = {}
+    for name, tensor in weights.items():
+        theirs = rename(name, names, "blocks", "transformer.h")
+        if ".c_" in theirs and tensor.ndim == 2:
+            tensor = tensor.T  # they compute x @ W
+        tensors[theirs] = tensor.contiguous()
+    return tensors
 
 
-def tokenizers_json(tokenizer: BPETokenizer | PretrainedTokenizer) -> dict:
-    """Return tokenizer.json for Hugging Face's tokenizers, as a dictionary."""
-    byte_of = text_data.gpt2_byte_of_character()
-    character_of = {byte: character for character, byte in byte_of.items()}
-
-    def visible(token: bytes) -> str:
-        return "".join(character_of[byte] for byte in token)
-
-    special = tokenizer.special_tokens
-    vocab = {i: t for i, t in tokenizer.vocab.items() if i not in special.values()}
-    ids = {visible(token): i for i, token in vocab.items()}
-    merges = [[visible(left), visible(right)] for left, right in tokenizer.merges]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = []
-    for text, i in special.items():
-        added.append(flags | {"id": i, "content": text, "special": True})
-    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    digits = {"type": "Digits", "individual_digits": True}
-    cut = (
-        [digits, by_bytes] if isinstance(tokenizer, PretrainedTokenizer) else [by_bytes]
-    )
-    return {
-        "version": "1.0",
-        "added_tokens": added,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut},
-        "decoder": by_bytes,
-        "model": {"type": "BPE", "vocab": ids | special, "merges": merges},
-    }
-
-
-CHATML = (  # chat_prompt once more, in the language of transformers' templates
-    "{% for m in messages %}"
-    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def save_for_transformers(model: Decoder, tokenizer, folder: str | Path) -> None:
-    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
-
-    (load_pretrained does not; it reads what save_model writes.) Raises ValueError if
-    the tokenizer has more ids than the model.
-    """
-    if tokenizer.n_vocab > model.config.vocab_size:
-        raise ValueError(
-            f"{tokenizer.n_vocab} ids, but {model.config.vocab_size} in the model"
-        )
-    tensors = to_gpt2(model) if isinstance(model, GPTModel) else to_llama(model)
-    special, dtype = tokenizer.special_tokens, str(model.tok_emb.weight.dtype)
-    is_chat = "<|im_end|>" in special
-    end = "<|im_end|>" if is_chat else END_OF_TEXT  # of a turn, or of a text
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
-    about |= {"model_max_length": model.config.context_length}
-    settings = {
-        "config.json": transformers_config(
-            model.config, special[end], dtype.split(".")[1]
-        ),
-        "tokenizer.json": tokenizers_json(tokenizer),
-        "tokenizer_config.json": about | ({"chat_template": CHATML} if is_chat else {}),
-    }
-
-    def write(new: Path) -> None:
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        for name, content in settings.items():
-            (new / name).write_text(
-                json.dumps(content, ensure_ascii=False), encoding="utf-8"
-            )
-
-    write_folder(folder, write)

@@ -1,87 +1,83 @@
 """A training loop that is used for real, and a model that learns to tell stories, close
 to the best loss that anybody could reach on them.
 
-Generated from ch05_pretraining/ch05_pretraining.ipynb by `python -m shared.export`;
-edit the notebook, not this file.
+Generated from ch05_pretraining/ch05_pretraining.ipynb by
+`python -m shared.support.export`; edit the notebook, not this file.
 """
 
 import json
 import math
-import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from shared.fetch import verify
 from shared.gpt_model import Decoder, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel
-from shared.text_data import BPETokenizer, Tokenizer
+from shared.support import files
+from shared.text_data import Tokenizer
+from shared.tokenizer import BPETokenizer
 
 __all__ = [
-    "IGNORE", "summed_loss", "count_targets", "evaluate", "TrainConfig",
-    "learning_rate_at", "make_optimizers", "Trainer", "train_model", "sample_next",
-    "generate", "story_batch", "write_folder", "weights_of", "set_weights", "KINDS",
-    "save_model", "load_model", "described", "save_checkpoint", "load_checkpoint",
+    "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "Trainer", "train",
+    "sample_next", "stream", "generate", "story_batch", "save_model", "load_model",
 ]  # fmt: skip
 
+# Section 5.2: How do we know that it did not just learn by heart?
 IGNORE = -100  # a target that does not count, F.cross_entropy's own convention
 
 
-def summed_loss(
-    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    """Return the sum of the cross-entropies in nats, for inputs and targets (B, T).
+def next_token_loss(
+    model: nn.Module, token_ids: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """Return the summed cross-entropy in nats of targets (B, T), and how many count.
 
     Targets equal to IGNORE do not count; our own models compute no logits (N, V) for
     them.
     """
-    counts = targets != IGNORE
+    counts = targets != IGNORE  # (B, T)
     if isinstance(model, Decoder):
-        logits = model.out_head(model.hidden_states(inputs)[counts])
+        logits = model.out_head(model.hidden_states(token_ids)[counts])
     else:  # compiled, or shared by several processes
-        logits = model(inputs)[counts]
-    return F.cross_entropy(logits, targets[counts], reduction="sum")
-
-
-def count_targets(targets: torch.Tensor) -> int:
-    """Return how many targets count."""
-    return int((targets != IGNORE).sum())
+        logits = model(token_ids)[counts]
+    total = F.cross_entropy(logits, targets[counts], reduction="sum")
+    return total, int(counts.sum())
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    model: nn.Module, batches: Iterable[tuple], loss: Callable = next_token_loss
 ) -> float:
-    """Return the mean cross-entropy per token of all batches, in nats, in eval mode.
+    """Return the mean loss over all that counts in the batches, in evaluation mode.
 
-    Raises ValueError if there is nothing to evaluate.
+    `batches` may be on any device; `loss` is as in Trainer. Raises ValueError if there
+    is nothing to evaluate.
     """
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    for inputs, targets in batches:
-        total += summed_loss(model, inputs, targets).item()
-        count += count_targets(targets)
+    for batch in batches:
+        batch_total, batch_count = loss(model, *(part.to(device) for part in batch))
+        total += batch_total.item()
+        count += batch_count
     model.train(was_training)
     if not count:
         raise ValueError("there are no targets to evaluate")
     return total / count
 
 
+# Section 5.3: What does a training loop need?
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Raises ValueError for a setting out of range."""
@@ -95,34 +91,25 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     accumulate: int = 1  # batches for one step
     bfloat16: bool = False  # mixed precision
-    seed: int = 123
 
     def __post_init__(self):
-        in_range = {
-            "max_steps": self.max_steps >= 1, "accumulate": self.accumulate >= 1,
-            "warmup_steps": 0 <= self.warmup_steps <= self.max_steps,
-            "learning_rate": 0 < self.learning_rate < 1,
-            "final_share": 0 <= self.final_share <= 1,
-            "weight_decay": self.weight_decay >= 0,
-            "max_grad_norm": self.max_grad_norm > 0,
-        }  # fmt: skip
-        if wrong := [
-            f"{name} = {getattr(self, name)}" for name, ok in in_range.items() if not ok
-        ]:
-            raise ValueError(f"out of range: {', '.join(wrong)}")
+        whole = self.max_steps >= 1 and self.accumulate >= 1
+        warm = 0 <= self.warmup_steps <= self.max_steps
+        shares = 0 < self.learning_rate < 1 and 0 <= self.final_share <= 1
+        limits = self.weight_decay >= 0 and self.max_grad_norm > 0
+        if not (whole and warm and shares and limits):
+            raise ValueError(f"a setting is out of range: {self}")
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
     """Return the learning rate of step 0, 1, ...: linear warm-up, half a cosine."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(
-        1, config.max_steps - 1 - config.warmup_steps
-    )
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * (
-        config.final_share + (1 - config.final_share) * cosine
-    )
+    falling = max(1, config.max_steps - 1 - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / falling)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    share = config.final_share + (1 - config.final_share) * cosine
+    return config.learning_rate * share
 
 
 def make_optimizers(
@@ -134,75 +121,72 @@ def make_optimizers(
     of model.blocks, its step scaled to the size of AdamW's.
     """
     rest = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [
-        name for name, p in rest.items() if ".blocks." in f".{name}" and p.ndim == 2
-    ]
+    matrices = [n for n, p in rest.items() if ".blocks." in f".{n}" and p.ndim == 2]
     for_muon = [rest.pop(name) for name in matrices] if config.muon else []
     rate = config.learning_rate
-    decay = {"weight_decay": config.weight_decay}
-    optimizers = []
+    decay = config.weight_decay
+    optimizers: list[torch.optim.Optimizer] = []
     if for_muon:
-        optimizers.append(
-            torch.optim.Muon(for_muon, rate, **decay, adjust_lr_fn="match_rms_adamw")
+        muon = torch.optim.Muon(
+            for_muon, rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
         )
+        optimizers.append(muon)
     if rest:
-        groups = [
-            {"params": [p for p in rest.values() if p.ndim >= 2]} | decay,
-            {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizers.append(
-            torch.optim.AdamW(groups, rate, betas=(0.9, 0.95), fused=True)
-        )
+        decayed = {"params": [p for p in rest.values() if p.ndim >= 2]}
+        others = {"params": [p for p in rest.values() if p.ndim < 2]}
+        groups = [decayed | {"weight_decay": decay}, others | {"weight_decay": 0.0}]
+        adamw = torch.optim.AdamW(groups, rate, betas=(0.9, 0.95), fused=True)
+        optimizers.append(adamw)
     return optimizers
 
 
 class Trainer:
     """A model in training: one call of train_step is one step of its optimizers.
 
-    `replica` is the model as it shall be called, where that differs: compiled, or
-    wrapped in DistributedDataParallel. Then every token counts the same, whichever
-    process has it.
+    `loss(model, *batch)` returns a sum and how much counts in it: tokens, messages or
+    pairs, each of which then counts the same, in whatever batch it stands.
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, replica: nn.Module | None = None
+        self, model: nn.Module, config: TrainConfig, loss: Callable = next_token_loss
     ):
-        self.model, self.config = model, config
-        self.replica = model if replica is None else replica
+        self.model = model
+        self.config = config
+        self.loss = loss
         self.optimizers = make_optimizers(model, config)
-        self.step = self.tokens = 0
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.weights[0].device
+        self.step = 0
+        self.tokens = 0  # what has counted so far
 
-    def train_step(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-        """Train on batches of inputs and targets (B, T); return the loss per token.
+    def add_gradients(self, batches: list[tuple]) -> tuple[float, float]:
+        """Add up the gradients of summed losses; return their sum and what counts."""
+        kind, mixed = self.device.type, self.config.bfloat16
+        total, count = torch.zeros((), device=self.device), 0
+        for batch in batches:
+            batch = tuple(part.to(self.device) for part in batch)
+            with torch.autocast(kind, torch.bfloat16, enabled=mixed):
+                batch_total, batch_count = self.loss(self.model, *batch)
+            batch_total.backward()
+            total += batch_total.detach()
+            count += batch_count
+        return total.item(), count
+
+    def train_step(self, batches: list[tuple]) -> float:
+        """Train on one or more batches; return the mean loss of what counts in them.
 
         Raises FloatingPointError, and leaves the weights as they are, if the loss or
-        the gradient is not a finite number; ValueError if no target counts.
+        the gradient is not a finite number; ValueError if nothing counts.
         """
-        device = batches[0][0].device
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        own_targets = sum(count_targets(targets) for _, targets in batches)
-        count = torch.tensor(own_targets, device=device)
-        if world > 1:
-            dist.all_reduce(count)
-        n_targets = int(count)  # of all processes
-        if not n_targets:
-            raise ValueError(f"no target counts in the batches of step {self.step}")
         self.model.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=device)
-        no_sync = getattr(self.replica, "no_sync", nullcontext)
-        mixed = self.config.bfloat16
-        for n, (inputs, targets) in enumerate(batches, start=1):
-            # Several processes exchange gradients once a step, with the last batch.
-            wait = nullcontext if n == len(batches) else no_sync
-            with wait(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-                loss = summed_loss(self.replica, inputs, targets) / n_targets
-                (loss * world).backward()  # DistributedDataParallel divides by world
-            total += loss.detach()
-        if world > 1:
-            dist.all_reduce(total)
-        most = self.config.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), most)
-        loss = float(total)
+        total, count = self.add_gradients(batches)
+        if not count:
+            raise ValueError(f"nothing counts in the batches of step {self.step}")
+        for p in self.weights:
+            if p.grad is not None:
+                p.grad /= count  # of the sum -> of the mean
+        norm = nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm)
+        loss = total / count
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise FloatingPointError(
                 f"step {self.step}: loss {loss}, gradient {norm}; nothing was changed; "
@@ -212,80 +196,64 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(self.step, self.config)
             optimizer.step()
-        self.step, self.tokens = self.step + 1, self.tokens + n_targets
+        self.step += 1
+        self.tokens += int(count)
         return loss
 
 
-def train_model(
-    model: nn.Module,
-    get_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
-    config: TrainConfig,
-    *,
-    val_batches: Iterable[tuple[torch.Tensor, torch.Tensor]] = (),
-    eval_every: int = 0,
-    on_eval: Callable[[Trainer, dict], None] = lambda trainer, record: None,
-    on_step: Callable[[Trainer, dict], None] = lambda trainer, record: None,
-    trainer: Trainer | None = None,
-    progress: bool = True,
-) -> list[dict]:
-    """Train a model up to config.max_steps; return a record for every evaluation.
+def train(
+    trainer: Trainer, batches: Iterable[tuple], *, progress: bool = True
+) -> Iterator[dict]:
+    """Train up to config.max_steps; yield a record after every step.
 
-    `get_batch(i)` returns inputs and targets (B, T) number i, on the model's device.
-    Every `eval_every` steps and at the end, a record (step, tokens, seconds,
-    tokens_per_second, train_loss, val_loss; losses in nats per token) is made and
-    handed to `on_eval`; `on_step` gets one (step, tokens, seconds, loss) after every
-    step. `trainer` continues one of this model and config, loaded from a checkpoint;
-    without it, config.seed is set.
+    `batches` gives what the loss takes, on any device, from the trainer's own step on;
+    config.accumulate of them make a step, and training ends early when they run out. A
+    record has step, tokens (so far), step_tokens (of this step), loss (per token),
+    learning_rate, and seconds (spent in training so far). Between two records the
+    caller may evaluate, save, or stop.
     """
-    if trainer is None:
-        torch.manual_seed(config.seed)
-        trainer = Trainer(model, config)
-    elif trainer.model is not model or trainer.config != config:
-        raise ValueError("the trainer belongs to another model or configuration")
-    val_batches, history, losses = list(val_batches), [], []
-    seconds, tokens_before = 0.0, trainer.tokens
-    model.train()
-    shown = {"disable": not progress, "file": sys.stdout}
-    with tqdm(total=config.max_steps, initial=trainer.step, **shown) as bar:
-        while trainer.step < config.max_steps:
-            start, first = time.perf_counter(), trainer.step * config.accumulate
-            batches = [get_batch(first + n) for n in range(config.accumulate)]
-            losses.append(trainer.train_step(batches))
+    batches = iter(batches)
+    seconds = 0.0
+    n_steps = trainer.config.max_steps
+    with tqdm(total=n_steps, disable=not progress, file=sys.stdout) as bar:
+        while trainer.step < n_steps:
+            start = time.perf_counter()
+            some = list(islice(batches, trainer.config.accumulate))
+            if not some:
+                return
+            tokens_before = trainer.tokens
+            trainer.model.train()
+            loss = trainer.train_step(some)
             seconds += time.perf_counter() - start
-            bar.set_postfix(loss=losses[-1], refresh=False)
-            bar.update()
-            so_far = {"step": trainer.step, "tokens": trainer.tokens}
-            so_far["seconds"] = seconds
-            on_step(trainer, so_far | {"loss": losses[-1]})
-            at_end = trainer.step == config.max_steps
-            if at_end or (eval_every and trainer.step % eval_every == 0):
-                speed = (trainer.tokens - tokens_before) / seconds
-                record = so_far | {"tokens_per_second": speed}
-                record["train_loss"] = sum(losses) / len(losses)
-                record["val_loss"] = (
-                    evaluate(model, val_batches) if val_batches else math.nan
-                )
-                history.append(record)
-                losses = []
-                on_eval(trainer, record)
-    return history
+            bar.set_postfix(loss=loss, refresh=False)
+            bar.update(trainer.step - bar.n)
+            yield {
+                "step": trainer.step,
+                "tokens": trainer.tokens,
+                "step_tokens": trainer.tokens - tokens_before,
+                "loss": loss,
+                "learning_rate": learning_rate_at(trainer.step - 1, trainer.config),
+                "seconds": seconds,
+            }
 
 
+# Section 5.5: How do we choose the next token?
 def sample_next(
-    logits: torch.Tensor, temperature=1.0, top_k=None, top_p=None, generator=None
-):
+    logits: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """Choose a token for each row of logits (B, V); return ids (B,).
 
-    A temperature of 0 takes the likeliest. `top_k` (int) and `top_p` (float) cut off
-    the tail, None does not; `generator` is a torch.Generator. Raises ValueError for a
-    negative temperature, a top_k below 1 or a top_p outside (0, 1].
+    A temperature of 0 takes the likeliest. `top_k` and `top_p` cut off the tail, None
+    does not. Raises ValueError for a negative temperature, a top_k below 1 or a top_p
+    outside (0, 1].
     """
-    in_range = [
-        temperature >= 0,
-        top_k is None or top_k >= 1,
-        top_p is None or 0 < top_p <= 1,
-    ]
-    if not all(in_range):
+    k_fits = top_k is None or top_k >= 1
+    p_fits = top_p is None or 0 < top_p <= 1
+    if not (temperature >= 0 and k_fits and p_fits):
         raise ValueError(
             f"out of range: temperature {temperature}, top_k {top_k}, top_p {top_p}"
         )
@@ -294,252 +262,132 @@ def sample_next(
     # The largest becomes 0, so that nothing overflows at a temperature near 0.
     logits = (logits.float() - logits.amax(dim=-1, keepdim=True)) / temperature
     if top_k is not None:
-        # Exactly k of them, also among equals
+        # topk gives exactly k, also among equals.
         best, index = logits.topk(min(top_k, logits.shape[-1]))
         logits = torch.full_like(logits, -torch.inf).scatter(1, index, best)
     if top_p is not None:
         ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-        # p was reached before this token
-        unneeded = ordered.cumsum(dim=-1) - ordered >= top_p
-        logits = logits.masked_fill(unneeded.scatter(1, order, unneeded), -torch.inf)
+        reached = ordered.cumsum(dim=-1) - ordered >= top_p  # before this token
+        logits = logits.masked_fill(reached.scatter(1, order, reached), -torch.inf)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
 @torch.no_grad()
-def generate(
+def stream(
     model: Decoder,
     token_ids: torch.Tensor,
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     stop_token: int | None = None,
-    use_cache: bool = True,
+    generator: torch.Generator | None = None,
     pad_left: torch.Tensor | None = None,
-    on_token: Callable[[torch.Tensor], None] = lambda ids: None,
-    **sampling,
-) -> torch.Tensor:
-    """Continue each row of token_ids (B, T) by up to max_new_tokens: (B, T + new).
+) -> Iterator[torch.Tensor]:
+    """Continue each row of token_ids (B, T); yield the ids (B,) of every new step.
 
-    Temperature 0 is greedy; `sampling` can be top_k, top_p and generator, as in
-    sample_next. A row that has produced `stop_token` is filled up with it; generation
-    ends when all rows have, or when the text fills the model's context. `pad_left` (B,)
-    int64: how many padding tokens each row starts with. `on_token` gets the ids (B,) of
-    every step. Raises ValueError for a prompt longer than the context, and as
-    sample_next does.
+    Temperature 0 is greedy; the rest is that of sample_next. A row that has produced
+    `stop_token` goes on with it; generation ends when all rows have, after
+    max_new_tokens, or when the text fills the model's context. Of a prompt that is
+    longer than the context, the last tokens are kept, half a context or more, with a
+    warning. `pad_left` (B,) int64: how many padding tokens each row starts with.
     """
-    batch_size, n_tokens = token_ids.shape
     context = model.config.context_length
-    if n_tokens > context:
-        raise ValueError(
-            f"a prompt of {n_tokens} tokens exceeds the context of {context}"
+    if token_ids.shape[1] > context:
+        kept = max((context + 1) // 2, context - max_new_tokens)
+        cut = token_ids.shape[1] - kept
+        warnings.warn(
+            f"the prompt has {token_ids.shape[1]} tokens, the context {context}: "
+            f"only the last {kept} are read",
+            stacklevel=3,  # where the caller asks for a token
         )
+        token_ids = token_ids[:, cut:]
+        pad_left = None if pad_left is None else (pad_left - cut).clamp(min=0)
+    batch_size, n_tokens = token_ids.shape
     end = min(n_tokens + max_new_tokens, context)
-    cache = model.new_cache(batch_size, end) if use_cache and end > n_tokens else None
+    cache = model.new_cache(batch_size, end, pad_left)
     stopped = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
     was_training = model.training
     model.eval()
     try:
-        while token_ids.shape[1] < end and not stopped.all():
-            # What the model has not yet seen
-            new = token_ids if cache is None else token_ids[:, cache.length :]
-            hidden = model.hidden_states(new, cache, pad_left=pad_left)
-            # One new id for each row: (B,)
-            ids = sample_next(model.out_head(hidden[:, -1]), temperature, **sampling)
+        for _ in range(end - n_tokens):
+            hidden = model.hidden_states(token_ids, cache)
+            logits = model.out_head(hidden[:, -1])  # (B, V)
+            ids = sample_next(logits, temperature, top_k, top_p, generator)  # (B,)
             if stop_token is not None:
                 ids = ids.masked_fill(stopped, stop_token)
                 stopped |= ids == stop_token
-            on_token(ids)
-            token_ids = torch.cat([token_ids, ids[:, None]], dim=1)
+            yield ids
+            if stopped.all():
+                return
+            token_ids = ids[:, None]  # all that the cache has not seen yet
     finally:
         model.train(was_training)
-    return token_ids
 
 
-def story_batch(texts: list[str], tokenizer: Tokenizer, context_length: int):
-    """Return inputs and targets (B, T) int64, a text in each row.
+def generate(
+    model: Decoder, token_ids: torch.Tensor, max_new_tokens: int, **sampling
+) -> torch.Tensor:
+    """Return token_ids (B, T) with what `stream` continues them by: (B, T + new)."""
+    new = [ids[:, None] for ids in stream(model, token_ids, max_new_tokens, **sampling)]
+    return torch.cat([token_ids, *new], dim=1)
+
+
+# Section 5.6: How good can a model get?
+def story_batch(
+    texts: list[str], tokenizer: Tokenizer, context_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and targets (B, T) int64, a text in each row.
 
     A row starts with the end-of-text token, and its last target is one. Shorter rows
-    are filled up on the right, where targets are IGNORE; longer ones are cut off at
-    context_length.
+    are filled up on the right, where targets are IGNORE. Raises ValueError for a text
+    that does not fit the context.
     """
     end = tokenizer.eot_token
-    rows = [
-        torch.tensor([end, *tokenizer.encode_ordinary(text), end]) for text in texts
-    ]
-    rows = pad_sequence(rows, batch_first=True, padding_value=IGNORE)[
-        :, : context_length + 1
-    ]
-    inputs, targets = rows[:, :-1], rows[:, 1:]
-    return inputs.masked_fill(inputs == IGNORE, end), targets
+    rows = [[end, *tokenizer.encode_ordinary(text), end] for text in texts]
+    longest = max(len(row) for row in rows) - 1
+    if longest > context_length:
+        raise ValueError(
+            f"a text of {longest} tokens is longer than the context of {context_length}"
+        )
+    ids = pad_sequence([torch.tensor(row) for row in rows], True, IGNORE)
+    token_ids, targets = ids[:, :-1], ids[:, 1:]
+    return token_ids.masked_fill(token_ids == IGNORE, end), targets
 
 
-def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
-    """Let write(new) fill a new folder, then put it in the place of `folder`.
-
-    If anything goes wrong, the old folder stays as it was, and the new one is removed.
-    Raises ValueError if the old one holds files that the new one would not.
-    """
-    folder = Path(folder)
-    new = folder.with_name(f".{folder.name}.new")
-    old = folder.with_name(f".{folder.name}.old")
-
-    def clean_up() -> None:
-        if old.exists() and not folder.exists():
-            old.rename(folder)  # something went wrong between the two renames
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    clean_up()  # after a program that was killed here
-    new.mkdir(parents=True)
-    try:
-        write(new)
-        if folder.exists():
-            if (
-                foreign := set(os.listdir(folder))
-                - set(os.listdir(new))
-                - {"tokenizer.json"}
-            ):
-                raise ValueError(
-                    f"{folder} holds other files ({', '.join(foreign)}); nothing done"
-                )
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        clean_up()
-
-
-def weights_of(model: Decoder) -> dict[str, torch.Tensor]:
-    """Return the model's tensors by name, a tied matrix once, as tok_emb.weight."""
-    return {
-        name: tensor.detach().contiguous() for name, tensor in model.named_parameters()
-    }
-
-
-def set_weights(
-    model: Decoder, weights: dict[str, torch.Tensor], *, assign: bool = False
-) -> None:
-    """Load what weights_of returns; ValueError lists the missing, extra or misshapen.
-
-    The numbers are copied; with `assign`, the model takes over the tensors themselves.
-    """
-    expected = {name: tuple(tensor.shape) for name, tensor in weights_of(model).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    misshapen = [n for n in expected if n in found and found[n] != expected[n]]
-    wrong = [f"missing {n}" for n in expected if n not in found]
-    wrong += [f"unknown {n}" for n in found if n not in expected]
-    wrong += [f"{n} is {found[n]}, not {expected[n]}" for n in misshapen]
-    if wrong:
-        raise ValueError(f"the weights do not fit the model: {'; '.join(wrong)}")
-    model.load_state_dict(weights, strict=False, assign=assign)
-    if assign:
-        model.tie()
-
-
+# Section 5.7: How is a model kept?
 KINDS = {"GPTModel": (GPTModel, GPTConfig), "LlamaModel": (LlamaModel, LlamaConfig)}
 
 
-def save_model(
-    model: Decoder, folder: str | Path, tokenizer: BPETokenizer | None = None
-) -> None:
-    """Write model.safetensors, config.json and perhaps tokenizer.json to a folder."""
+def save_model(model: Decoder, folder: str | Path, tokenizer: BPETokenizer) -> None:
+    """Write a model and its tokenizer to a folder, as a whole or not at all.
+
+    The folder holds model.safetensors, config.json and tokenizer.json.
+    """
 
     def write(new: Path) -> None:
-        save_file(weights_of(model), new / "model.safetensors")
+        save_file(files.weights_of(model), new / "model.safetensors")
         settings = {"kind": type(model).__name__} | asdict(model.config)
-        (new / "config.json").write_text(
-            json.dumps(settings, indent=1), encoding="utf-8"
-        )
-        if tokenizer is not None:
-            tokenizer.save(new / "tokenizer.json")
+        (new / "config.json").write_text(json.dumps(settings, indent=1), "utf-8")
+        tokenizer.save(new / "tokenizer.json")
 
-    write_folder(folder, write)
+    files.write_folder(folder, write)
 
 
-def load_model(folder: str | Path) -> Decoder:
-    """Return the model that save_model wrote; ValueError names an unusable file."""
+def load_model(folder: str | Path) -> tuple[Decoder, BPETokenizer]:
+    """Return the model, in evaluation mode, and the tokenizer that save_model wrote.
+
+    Raises FileNotFoundError for a missing file and ValueError for one that cannot be
+    used; both name its path.
+    """
     folder = Path(folder)
+    settings = files.read_json(folder / "config.json")
+    weights = files.read_tensors(folder / "model.safetensors")
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_class, config_class = KINDS[settings.pop("kind")]
         model = model_class(config_class(**settings))
-        set_weights(model, load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"cannot load a model from {folder}: {error}") from error
-    return model
-
-
-def described(trainer: Trainer) -> dict:
-    """Return what a checkpoint must agree on: all settings but the steps and sizes."""
-    model = trainer.model
-    free = {"max_steps", "learning_rate", "warmup_steps", "final_share"}
-    settings = (
-        {"kind": type(model).__name__} | asdict(model.config) | asdict(trainer.config)
-    )
-    return {name: value for name, value in settings.items() if name not in free}
-
-
-def save_checkpoint(trainer: Trainer, folder: str | Path) -> None:
-    """Write all that is needed to go on: weights, optimizers, step, random state."""
-    tensors = {"random": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    for n, optimizer in enumerate(trainer.optimizers):
-        for i, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                tensors[f"{n}.{i}.{name}"] = torch.as_tensor(value).contiguous()
-    record = {
-        "step": trainer.step,
-        "tokens": trainer.tokens,
-        "settings": described(trainer),
-    }
-
-    def write(new: Path) -> None:
-        save_file(weights_of(trainer.model), new / "model.safetensors")
-        save_file(tensors, new / "training.safetensors")
-        files = sorted(new.iterdir())
-        record["sha256"] = {
-            file.name: sha256(file.read_bytes()).hexdigest() for file in files
-        }
-        (new / "checkpoint.json").write_text(
-            json.dumps(record, indent=1), encoding="utf-8"
-        )
-
-    write_folder(folder, write)
-
-
-def load_checkpoint(trainer: Trainer, folder: str | Path) -> None:
-    """Bring a fresh trainer to the state of a checkpoint.
-
-    Raises ValueError, and changes nothing, if a file is missing or damaged, or if the
-    checkpoint belongs to another configuration; the message says which settings differ.
-    """
-    folder, settings = Path(folder), described(trainer)
-    try:
-        record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        stored = record["settings"]
-        for name, digest in record["sha256"].items():
-            verify(folder / name, digest, name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder} is not a complete checkpoint or is damaged: {error}"
-        ) from error
-    if differ := [
-        name for name, value in settings.items() if stored.get(name) != value
-    ]:
-        listed = "; ".join(
-            f"{k} is {stored.get(k)!r}, here {settings[k]!r}" for k in differ
-        )
-        raise ValueError(f"{folder} belongs to another configuration: {listed}")
-    set_weights(trainer.model, load_file(folder / "model.safetensors"))
-    tensors = load_file(folder / "training.safetensors")
-    torch.set_rng_state(tensors.pop("random"))
-    cuda_state = tensors.pop("random.cuda", None)
-    if cuda_state is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda_state)
-    states = [optimizer.state_dict() for optimizer in trainer.optimizers]
-    for name, tensor in tensors.items():
-        n, i, key = name.split(".")
-        states[int(n)]["state"].setdefault(int(i), {})[key] = tensor
-    for optimizer, state in zip(trainer.optimizers, states, strict=True):
-        optimizer.load_state_dict(state)
-    trainer.step, trainer.tokens = record["step"], record["tokens"]
+        files.set_weights(model, weights)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder} holds no model of this course: {error}") from error
+    return model.eval(), BPETokenizer.load(folder / "tokenizer.json")

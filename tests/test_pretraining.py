@@ -1,21 +1,23 @@
-"""Chapter 5: loss, optimizers, training, sampling, checkpoints, against torch."""
+"""Chapter 5: loss, optimizers, training, sampling, models on disk, against torch."""
 
 import itertools
 import json
+import re
 import shutil
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import GPT, LLAMA, TOKENIZER, build, shaken
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import shared.pretraining
-from shared.gpt_model import GPTConfig, GPTModel
-from shared.llama_model import LlamaConfig, LlamaModel
 from shared.pretraining import (
     IGNORE,
     TrainConfig,
@@ -23,22 +25,18 @@ from shared.pretraining import (
     evaluate,
     generate,
     learning_rate_at,
-    load_checkpoint,
     load_model,
     make_optimizers,
+    next_token_loss,
     sample_next,
-    save_checkpoint,
     save_model,
-    set_weights,
-    summed_loss,
-    train_model,
-    weights_of,
-    write_folder,
+    story_batch,
+    stream,
+    train,
 )
-from shared.text_data import BPETokenizer
+from shared.support.files import load_checkpoint, save_checkpoint
 
-GPT = GPTConfig(50, 16, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.1)
-LLAMA = LlamaConfig(50, 16, 16, 2, 1, 2, hidden_dim=24)
+WITH_DROPOUT = replace(GPT, dropout=0.1)
 each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
 few = settings(
     max_examples=40,
@@ -48,19 +46,34 @@ few = settings(
 )
 
 
-def build(config=GPT, seed: int = 0):
-    torch.manual_seed(seed)
-    return (GPTModel if isinstance(config, GPTConfig) else LlamaModel)(config)
-
-
 def batch(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random token ids and targets (3, 12) number i."""
     generator = torch.Generator().manual_seed(i)
     rows = torch.randint(50, (3, 13), generator=generator)
     return rows[:, :-1], rows[:, 1:]
 
 
+def some_ignored(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return batch i, with 27 of its 36 targets that count."""
+    token_ids, targets = batch(i)
+    targets = targets.clone()
+    targets[0, 3:] = IGNORE
+    return token_ids, targets
+
+
+def row_by_row(whole: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+    """Cut a batch into batches of one row."""
+    return [tuple(part[n : n + 1] for part in whole) for n in range(len(whole[0]))]
+
+
+def batches(first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield four batches over and over, from number `first` on."""
+    for i in itertools.count(first):
+        yield batch(i % 4)
+
+
 def states(trainer: Trainer) -> list[torch.Tensor]:
-    """All numbers that a trainer holds."""
+    """Return all numbers that a trainer holds."""
     found = list(trainer.model.state_dict().values())
     for optimizer in trainer.optimizers:
         for _, state in sorted(optimizer.state_dict()["state"].items()):
@@ -68,31 +81,46 @@ def states(trainer: Trainer) -> list[torch.Tensor]:
     return found
 
 
+def assert_same_states(one: Trainer, other: Trainer) -> None:
+    for a, b in zip(states(one), states(other), strict=True):
+        assert torch.equal(a, b)
+
+
 # --- loss -----------------------------------------------------------------------------
 
 
 def test_loss_by_hand_and_ignored_targets():
-    model = build().eval()
-    inputs, targets = batch(0)
-    targets = targets.clone()
-    targets[0, 3:] = IGNORE
-    log_p = model(inputs).log_softmax(dim=-1)
+    model = build()
+    token_ids, targets = some_ignored(0)
+    log_p = model(token_ids).log_softmax(dim=-1)
     expected = -sum(
         log_p[b, t, targets[b, t]]
         for b, t in itertools.product(range(3), range(12))
         if targets[b, t] != IGNORE
     )
-    torch.testing.assert_close(summed_loss(model, inputs, targets), expected)
-    assert evaluate(model, [(inputs, targets)]) == pytest.approx(
-        expected.item() / 27, rel=1e-5
-    )
+    total, count = next_token_loss(model, token_ids, targets)
+    torch.testing.assert_close(total, expected)
+    assert count == 27
+    mean = evaluate(model, [(token_ids, targets)])
+    assert mean == pytest.approx(expected.item() / 27, rel=1e-5)
+
+
+def test_a_wrapped_model_has_the_same_loss_and_gradients():
+    model = build()
+    token_ids, targets = some_ignored(0)
+    gradients = []
+    for called in (model, nn.Sequential(model)):
+        model.zero_grad()
+        total, _ = next_token_loss(called, token_ids, targets)
+        total.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(*gradients)
 
 
 def test_evaluation_weighs_tokens_alike_and_restores_the_mode():
-    model = build().train()
-    inputs, targets = batch(1)
-    whole = evaluate(model, [(inputs, targets)])
-    split = evaluate(model, [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])])
+    model = build(WITH_DROPOUT).train()
+    whole = evaluate(model, [some_ignored(1)])
+    split = evaluate(model, row_by_row(some_ignored(1)))
     assert whole == pytest.approx(split, rel=1e-5) and model.training
     with pytest.raises(ValueError, match="no targets"):
         evaluate(model, [])
@@ -110,7 +138,8 @@ def test_evaluation_weighs_tokens_alike_and_restores_the_mode():
     ],
 )  # fmt: skip
 def test_settings_out_of_range(change):
-    with pytest.raises(ValueError, match=r"-?\d|nan"):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"out of range: .*{name}={value}"):
         replace(TrainConfig(10), **change)
 
 
@@ -129,11 +158,10 @@ def test_schedule():
 def test_every_weight_has_one_optimizer(config, muon):
     model = build(config)
     model.tok_emb.weight.requires_grad_(False)
-    model.out_head = nn.Linear(16, 3)
+    model.out_head = nn.Linear(config.emb_dim, 3)
     optimizers = make_optimizers(model, TrainConfig(1, muon=muon, weight_decay=0.3))
-    assert [type(o).__name__ for o in optimizers] == (
-        ["Muon", "AdamW"] if muon else ["AdamW"]
-    )
+    kinds = [type(optimizer).__name__ for optimizer in optimizers]
+    assert kinds == (["Muon", "AdamW"] if muon else ["AdamW"])
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     held = [id(p) for group in groups for p in group["params"]]
     assert len(held) == len(set(held))
@@ -146,19 +174,19 @@ def test_every_weight_has_one_optimizer(config, muon):
         assert {id(p) for p in optimizers[0].param_groups[0]["params"]} == matrices
 
 
-# --- training -------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------
 
 
 def test_one_step_equals_torch_by_hand():
     config = TrainConfig(5, learning_rate=0.01, weight_decay=0.0, max_grad_norm=0.5)
-    ours, theirs = build().eval(), build().eval()
+    ours, theirs = build(), build()
     optimizer = torch.optim.AdamW(
         theirs.parameters(), 0.01, (0.9, 0.95), weight_decay=0.0
     )
     trainer = Trainer(ours, config)
     for step in range(3):
-        inputs, targets = batch(step)
-        loss = F.cross_entropy(theirs(inputs).flatten(0, 1), targets.flatten())
+        token_ids, targets = batch(step)
+        loss = F.cross_entropy(theirs(token_ids).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         norm = torch.sqrt(sum(p.grad.square().sum() for p in theirs.parameters()))
@@ -166,49 +194,69 @@ def test_one_step_equals_torch_by_hand():
             p.grad *= min(1.0, 0.5 / norm.item())
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)
         optimizer.step()
-        assert trainer.train_step([(inputs, targets)]) == pytest.approx(
-            loss.item(), rel=1e-5
-        )
+        ours_loss = trainer.train_step([(token_ids, targets)])
+        assert ours_loss == pytest.approx(loss.item(), rel=1e-5)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
     assert trainer.step == 3 and trainer.tokens == 3 * 36
 
 
-@pytest.mark.parametrize("muon", [False, True])
-def test_training_learns_and_records(muon):
-    model = build()
-    seen, steps = [], []
-    settings = TrainConfig(40, learning_rate=0.01, muon=muon, warmup_steps=3)
-    history = train_model(
-        model, lambda i: batch(i % 4), settings, val_batches=[batch(0)], eval_every=15,
-        on_eval=lambda trainer, record: seen.append(record["step"]),
-        on_step=lambda trainer, record: steps.append(record["loss"]), progress=False,
-    )  # fmt: skip
-    assert (
-        seen == [15, 30, 40] == [record["step"] for record in history]
-        and len(steps) == 40
-    )
-    assert history[-1]["val_loss"] < 0.8 * steps[0]
-    assert history[-1]["train_loss"] == pytest.approx(sum(steps[30:]) / 10)
-    assert history[-1]["tokens"] == 40 * 36 and model.training
+def squares(model, x, y) -> tuple[torch.Tensor, int]:
+    """A loss for a trainer: the sum of squared errors, and how many there are."""
+    return (model(x)[:, 0] - y).square().sum(), len(y)
+
+
+def test_another_loss_and_model_equal_torch_by_hand():
+    torch.manual_seed(0)
+    data = [(torch.randn(rows, 3), torch.randn(rows)) for rows in (5, 1, 2, 4, 3, 3)]
+    config = TrainConfig(3, 0.1, weight_decay=0.5, max_grad_norm=1e9, accumulate=2)
+    model = nn.Linear(3, 1)
+    trainer = Trainer(model, config, squares)
+    by_hand = nn.Linear(3, 1)
+    by_hand.load_state_dict(model.state_dict())
+    decayed = {"params": [by_hand.weight], "weight_decay": 0.5}
+    others = {"params": [by_hand.bias], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, others], 0.1, betas=(0.9, 0.95))
+    records = list(train(trainer, data, progress=False))
+    assert [record["step_tokens"] for record in records] == [6, 6, 6]
+    for step, record in enumerate(records):
+        x = torch.cat([data[2 * step][0], data[2 * step + 1][0]])
+        y = torch.cat([data[2 * step][1], data[2 * step + 1][1]])
+        loss = F.mse_loss(by_hand(x)[:, 0], y)
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, config)
+        optimizer.step()
+    torch.testing.assert_close(model.weight.grad, by_hand.weight.grad)  # of a mean
+    torch.testing.assert_close(model.state_dict(), by_hand.state_dict())
+    mean = evaluate(model, data, squares)
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    assert mean == pytest.approx(F.mse_loss(model(x)[:, 0], y).item(), rel=1e-5)
 
 
 def test_accumulated_batches_count_every_token_alike():
-    inputs, targets = batch(0)
-    targets = targets.clone()
-    targets[0, 2:] = IGNORE
-    one, other = (Trainer(build().eval(), TrainConfig(3)) for _ in range(2))
-    whole = one.train_step([(inputs, targets)])
-    parts = other.train_step(
-        [(inputs[n : n + 1], targets[n : n + 1]) for n in range(3)]
-    )
+    one, other = Trainer(build(), TrainConfig(3)), Trainer(build(), TrainConfig(3))
+    whole = one.train_step([some_ignored(0)])
+    parts = other.train_step(row_by_row(some_ignored(0)))
     assert whole == pytest.approx(parts, rel=1e-5)
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights():
+    losses = []
+    for mixed in (False, True):
+        trainer = Trainer(shaken(build()), TrainConfig(3, bfloat16=mixed))
+        losses.append(trainer.train_step([batch(0)]))
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_not_a_number_stops_and_changes_nothing():
-    trainer = Trainer(build().eval(), TrainConfig(5))
+    trainer = Trainer(build(), TrainConfig(5))
     trainer.train_step([batch(0)])
     before = [tensor.clone() for tensor in states(trainer)]
     with torch.no_grad():
@@ -221,8 +269,68 @@ def test_not_a_number_stops_and_changes_nothing():
     for a, b in zip(states(trainer), before, strict=True):
         assert torch.equal(a, b)
     assert trainer.step == 1
-    with pytest.raises(ValueError, match="no target counts"):
+    with pytest.raises(ValueError, match="nothing counts"):
         trainer.train_step([(batch(0)[0], torch.full((3, 12), IGNORE))])
+
+
+# --- the loop -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_training_learns_and_records(muon):
+    model = build()
+    config = TrainConfig(40, learning_rate=0.01, muon=muon, warmup_steps=3)
+    before = evaluate(model, [batch(0)])
+    records = list(train(Trainer(model, config), batches(), progress=False))
+    assert [record["step"] for record in records] == list(range(1, 41))
+    assert [record["tokens"] for record in records] == list(range(36, 1441, 36))
+    assert records[2]["learning_rate"] == 0.01
+    assert records[-1]["learning_rate"] == pytest.approx(0.001)
+    seconds = [record["seconds"] for record in records]
+    assert seconds == sorted(seconds)
+    assert evaluate(model, [batch(0)]) < 0.8 * before
+    assert model.training
+
+
+def test_evaluating_between_records_changes_nothing():
+    config = TrainConfig(8, muon=True)
+    torch.manual_seed(1)
+    plain = Trainer(build(WITH_DROPOUT), config)
+    expected = [record["loss"] for record in train(plain, batches(), progress=False)]
+    torch.manual_seed(1)
+    watched = Trainer(build(WITH_DROPOUT), config)
+    losses = []
+    for record in train(watched, batches(), progress=False):
+        losses.append(record["loss"])
+        evaluate(watched.model, [batch(9)])
+        watched.model.eval()  # and left like that
+        generate(watched.model, batch(9)[0], 2)
+    assert losses == expected
+    assert_same_states(plain, watched)
+
+
+def test_a_loop_can_be_stopped_and_continued():
+    config = TrainConfig(8, muon=True, accumulate=2)
+    whole = Trainer(build(), config)
+    for _ in train(whole, batches(), progress=False):
+        pass
+    parts = Trainer(build(), config)
+    for record in train(parts, batches(), progress=False):
+        if record["step"] == 3:
+            break
+    assert parts.step == 3
+    records = list(train(parts, batches(2 * parts.step), progress=False))
+    assert [record["step"] for record in records] == [4, 5, 6, 7, 8]
+    assert_same_states(whole, parts)
+    assert list(train(parts, batches(), progress=False)) == []  # it is at its end
+
+
+def test_training_ends_when_the_batches_run_out(capsys):
+    trainer = Trainer(build(), TrainConfig(9, accumulate=2))
+    three = list(itertools.islice(batches(), 3))
+    records = list(train(trainer, three))
+    assert [record["step_tokens"] for record in records] == [72, 36]
+    assert "2/9" in capsys.readouterr().out  # the progress bar
 
 
 # --- sampling -------------------------------------------------------------------------
@@ -235,9 +343,8 @@ def test_draws_follow_the_probabilities():
     for temperature in (0.5, 1.0, 3.0):
         ids = sample_next(rows, temperature, generator=generator)
         shares = ids.bincount(minlength=4) / 20_000
-        torch.testing.assert_close(
-            shares, (logits / temperature).softmax(0), atol=0.02, rtol=0
-        )
+        expected = (logits / temperature).softmax(0)
+        torch.testing.assert_close(shares, expected, atol=0.02, rtol=0)
     assert (sample_next(rows, 0.0) == 3).all() and (sample_next(rows, 1e-30) == 3).all()
 
 
@@ -251,21 +358,18 @@ def test_top_k_and_top_p_keep_what_they_should(values, k, p, seed):
     generator = torch.Generator().manual_seed(seed)
     rows = logits.expand(300, len(values))
     order = logits.argsort(descending=True).tolist()
-    assert set(sample_next(rows, top_k=k, generator=generator).tolist()) <= set(
-        order[:k]
-    )
+    drawn = sample_next(rows, top_k=k, generator=generator)
+    assert set(drawn.tolist()) <= set(order[:k])
     kept, reached = [], 0.0
     for token in order:  # by the definition, one after the other
         if reached >= p - 1e-6:
             break
         kept.append(token)
         reached += logits.softmax(0)[token].item()
-    assert set(sample_next(rows, top_p=p, generator=generator).tolist()) <= set(kept)
-    assert (
-        sample_next(rows[:1], top_k=1).item()
-        == sample_next(rows[:1], top_p=1e-9).item()
-        == order[0]
-    )
+    drawn = sample_next(rows, top_p=p, generator=generator)
+    assert set(drawn.tolist()) <= set(kept)
+    for narrow in ({"top_k": 1}, {"top_p": 1e-9}):
+        assert sample_next(rows[:1], **narrow).item() == order[0]
 
 
 @pytest.mark.parametrize(
@@ -282,172 +386,186 @@ def test_bad_sampling_settings(options):
 
 @each_model
 def test_generate(config):
-    model = build(config).train()
-    prompt = torch.randint(50, (3, 4))
+    model = build(config)
+    prompt = torch.randint(50, (3, 4), generator=torch.Generator().manual_seed(3))
     expected = prompt
-    for _ in range(8):  # greedy, by hand
+    for _ in range(8):  # greedy, by hand, without a cache
         with torch.no_grad():
-            logits = model.eval()(expected)
+            logits = model(expected)
         expected = torch.cat([expected, logits[:, -1:].argmax(dim=-1)], dim=1)
     model.train()
-    seen = []
-    ids = generate(model, prompt, 8, on_token=lambda new: seen.append(new.clone()))
-    assert model.training and torch.equal(ids, expected)
-    assert torch.equal(torch.stack(seen, dim=1), ids[:, 4:])
-    for use_cache in (True, False):
-        drawn = [
-            generate(
-                model, prompt, 8, temperature=1.3, top_p=0.9, use_cache=use_cache,
-                generator=torch.Generator().manual_seed(seed),
-            )
-            for seed in (1, 1, 2)
-        ]  # fmt: skip
-        assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(generate(model, prompt, 8), expected) and model.training
+    drawn = [
+        generate(
+            model, prompt, 8, temperature=1.3, top_p=0.9,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for seed in (1, 1, 2)
+    ]  # fmt: skip
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     assert generate(model, prompt, 99).shape == (3, 16)  # the context is full
     assert torch.equal(generate(model, prompt, 0), prompt)
-    with pytest.raises(ValueError, match="17 tokens"):
-        generate(model, torch.zeros(1, 17, dtype=torch.int64), 1)
+
+
+@each_model
+def test_stream_yields_what_generate_collects(config):
+    model = build(config)
+    prompt = torch.randint(50, (3, 4), generator=torch.Generator().manual_seed(3))
+    for options in ({}, {"temperature": 1.3, "top_k": 9}, {"stop_token": 7}):
+        both = []
+        for function in (generate, stream):
+            generator = torch.Generator().manual_seed(1)
+            both.append(function(model, prompt, 8, generator=generator, **options))
+        collected, steps = both[0], list(both[1])
+        assert all(ids.shape == (3,) for ids in steps)
+        assert torch.equal(torch.stack(steps, dim=1), collected[:, 4:])
+
+
+def test_a_stream_that_is_closed_early_leaves_the_model_as_it_was():
+    model = build(WITH_DROPOUT).train()
+    steps = stream(model, torch.zeros(2, 3, dtype=torch.int64), 8)
+    for ids in steps:
+        assert torch.is_grad_enabled() and not ids.requires_grad
+        break
+    assert not model.training  # it waits in the middle
+    steps.close()
+    assert model.training
+
+
+@pytest.mark.parametrize(("n_new", "kept"), [(6, 10), (99, 8)])
+@pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
+def test_the_last_tokens_of_too_long_a_prompt_are_kept(config, n_new, kept):
+    model = shaken(build(config))
+    prompt = torch.randint(50, (2, 20), generator=torch.Generator().manual_seed(3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ids = generate(model, prompt, n_new)
+        steps = list(stream(model, prompt, n_new))
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 2 and messages[0] == messages[1]  # once for each call
+    assert f"20 tokens, the context 16: only the last {kept} are" in messages[0]
+    assert caught[1].filename == __file__
+    expected = generate(model, prompt[:, -kept:], n_new)[:, kept:]
+    assert torch.equal(ids[:, :20], prompt) and torch.equal(ids[:, 20:], expected)
+    assert torch.equal(torch.stack(steps, dim=1), expected)
+
+
+@each_model
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_padding_is_cut_off_with_too_long_a_prompt(config):
+    model = shaken(build(config))
+    prompt = torch.randint(50, (2, 20), generator=torch.Generator().manual_seed(3))
+    prompt[1, :13] = 0
+    both = generate(model, prompt, 6, pad_left=torch.tensor([4, 13]))
+    for row, cut in ((0, 10), (1, 13)):
+        alone = generate(model, prompt[row : row + 1, cut:], 6)
+        assert torch.equal(both[row, cut:], alone[0])
 
 
 @each_model
 def test_rows_stop_one_by_one(config):
-    model = build(config).eval()
-    prompt = torch.randint(50, (4, 3))
-    free = generate(
-        model, prompt, 12, temperature=2.0, generator=torch.Generator().manual_seed(5)
-    )
+    model = build(config)
+    prompt = torch.randint(50, (4, 3), generator=torch.Generator().manual_seed(3))
+
+    def drawn(**options) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(5)
+        return generate(
+            model, prompt, 12, temperature=2.0, generator=generator, **options
+        )
+
+    free = drawn()
     stop = free[0, 5].item()  # the first row stops at its third new token at the latest
-    ids = generate(
-        model, prompt, 12, temperature=2.0, stop_token=stop,
-        generator=torch.Generator().manual_seed(5),
-    )  # fmt: skip
+    ids = drawn(stop_token=stop)
     for row, before in zip(ids[:, 3:].tolist(), free[:, 3:].tolist(), strict=True):
         end = row.index(stop) + 1 if stop in row else len(row)
         assert row[:end] == before[:end] and set(row[end:]) <= {stop}
-    alone = generate(model, prompt[:1], 12, stop_token=stop)
-    assert alone.shape[1] <= 16
+    assert stop in ids[0, 3:6]
+    greedy = generate(model, prompt[:1], 12)
+    first = greedy[0, 3].item()
+    alone = generate(model, prompt[:1], 12, stop_token=first)
+    assert torch.equal(alone, greedy[:, :4])  # all rows have stopped
 
 
-# --- files ----------------------------------------------------------------------------
+# --- stories --------------------------------------------------------------------------
+
+
+class Digits:
+    """A tokenizer of digits, in which 9 ends a text."""
+
+    n_vocab = 10
+    eot_token = 9
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        return [int(digit) for digit in text]
+
+
+def test_story_batch_by_hand():
+    token_ids, targets = story_batch(["1", "345"], Digits(), 4)
+    assert token_ids.tolist() == [[9, 1, 9, 9], [9, 3, 4, 5]]
+    assert targets.tolist() == [[1, 9, IGNORE, IGNORE], [3, 4, 5, 9]]
+    assert token_ids.dtype == targets.dtype == torch.int64
+    with pytest.raises(ValueError, match="4 tokens is longer than the context of 3"):
+        story_batch(["1", "345"], Digits(), 3)
+
+
+# --- models on disk -------------------------------------------------------------------
 
 
 @each_model
 @pytest.mark.parametrize("tie", [True, False])
 def test_models_come_back(config, tie, tmp_path):
-    model = build(replace(config, tie_weights=tie)).eval()
-    tokenizer = BPETokenizer.train("to be or not to be", 262)
-    save_model(model, tmp_path / "m", tokenizer)
-    again = load_model(tmp_path / "m").eval()
+    model = build(replace(config, tie_weights=tie))
+    save_model(build(config, seed=5), tmp_path / "m", TOKENIZER)
+    save_model(model, tmp_path / "m", TOKENIZER)  # over the old one
+    again, tokenizer = load_model(tmp_path / "m")
     assert again.config == model.config and type(again) is type(model)
     assert (again.out_head.weight is again.tok_emb.weight) == tie
-    ids = batch(0)[0]
-    assert torch.equal(again(ids), model(ids))
-    assert BPETokenizer.load(tmp_path / "m" / "tokenizer.json").encode(
-        "to be"
-    ) == tokenizer.encode("to be")
-    save_model(model, tmp_path / "m")  # over the old one
+    assert not again.training
+    token_ids = batch(0)[0]
+    assert torch.equal(again(token_ids), model(token_ids))
+    assert tokenizer.vocab == TOKENIZER.vocab
+    assert tokenizer.special_tokens == TOKENIZER.special_tokens
+    assert tokenizer.encode("is it true?") == TOKENIZER.encode("is it true?")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
-    assert not (tmp_path / "m" / "tokenizer.json").exists()
 
 
-def test_models_that_cannot_be_loaded(tmp_path):
-    save_model(build(), tmp_path / "m")
-    file = tmp_path / "m" / "model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match="cannot load a model from"):
+FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_and_damaged_files_of_a_model_are_named(name, tmp_path):
+    save_model(build(), tmp_path / "m", TOKENIZER)
+    file = tmp_path / "m" / name
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=f"^{re.escape(str(file))}"):
         load_model(tmp_path / "m")
     file.unlink()
-    with pytest.raises(ValueError, match="model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(str(file))}"):
         load_model(tmp_path / "m")
-    (tmp_path / "m" / "config.json").write_text('{"kind": "Unknown"}')
-    with pytest.raises(ValueError, match="Unknown"):
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "Unknown"}, "Unknown"), ({"n_heads": 5}, "5 heads"),
+        ({"colour": "red"}, "colour"), ({"emb_dim": 48}, r"\(50, 24\), not \(50, 48\)"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_told(change, message, tmp_path):
+    save_model(build(), tmp_path / "m", TOKENIZER)
+    config = tmp_path / "m" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | change))
+    folder = re.escape(str(tmp_path / "m"))
+    with pytest.raises(ValueError, match=f"^{folder} holds no model.*{message}"):
         load_model(tmp_path / "m")
-    with pytest.raises(ValueError, match="nowhere"):
-        load_model(tmp_path / "nowhere")
-
-
-def test_weights_that_do_not_fit_are_listed():
-    model = build()
-    weights = weights_of(model)
-    weights["extra"] = torch.zeros(1)
-    weights["final_norm.bias"] = torch.zeros(3)
-    del weights["final_norm.weight"]
-    before = model.pos_emb.weight.clone()
-    weights["pos_emb.weight"] = torch.zeros_like(before)
-    with pytest.raises(ValueError) as error:
-        set_weights(model, weights)
-    for part in (
-        "missing final_norm.weight",
-        "unknown extra",
-        r"final_norm.bias is (3,), not (16,)",
-    ):
-        assert part in str(error.value)
-    assert torch.equal(model.pos_emb.weight, before)
-
-
-@pytest.mark.parametrize("muon", [False, True])
-@each_model
-def test_resumed_equals_uninterrupted_bit_for_bit(config, muon, tmp_path):
-    settings = TrainConfig(12, muon=muon, warmup_steps=2, accumulate=2)
-
-    def until(trainer, step):
-        trainer.model.train()
-        while trainer.step < step:
-            trainer.train_step([batch(2 * trainer.step), batch(2 * trainer.step + 1)])
-        return trainer
-
-    torch.manual_seed(7)
-    whole = until(Trainer(build(config), settings), 12)
-    torch.manual_seed(7)
-    save_checkpoint(until(Trainer(build(config), settings), 5), tmp_path / "step-5")
-    torch.manual_seed(99)
-    resumed = Trainer(build(config, seed=3), settings)
-    load_checkpoint(resumed, tmp_path / "step-5")
-    assert resumed.step == 5 and resumed.tokens == 5 * 72
-    until(resumed, 12)
-    for a, b in zip(states(whole), states(resumed), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_checkpoints_of_another_configuration_or_damaged(tmp_path):
-    trainer = Trainer(build(), TrainConfig(9))
-    trainer.train_step([batch(0)])
-    save_checkpoint(trainer, tmp_path / "c")
-    other = Trainer(build(replace(GPT, emb_dim=32)), TrainConfig(9, weight_decay=0.2))
-    before = [tensor.clone() for tensor in states(other)]
-    with pytest.raises(
-        ValueError, match="emb_dim is 16, here 32; weight_decay is 0.1, here 0.2"
-    ):
-        load_checkpoint(other, tmp_path / "c")
-    fresh = Trainer(build(seed=4), TrainConfig(9))
-    unchanged = [tensor.clone() for tensor in states(fresh)]
-    for name in ("model.safetensors", "training.safetensors"):
-        shutil.copytree(tmp_path / "c", tmp_path / "d", dirs_exist_ok=True)
-        content = bytearray((tmp_path / "d" / name).read_bytes())
-        content[-3] ^= 1
-        (tmp_path / "d" / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"damaged: {name}"):
-            load_checkpoint(fresh, tmp_path / "d")
-        (tmp_path / "d" / name).write_bytes(content[:50])
-        with pytest.raises(ValueError, match=f"damaged: {name}"):
-            load_checkpoint(fresh, tmp_path / "d")
-        (tmp_path / "d" / name).unlink()
-        with pytest.raises(ValueError, match="not a complete checkpoint"):
-            load_checkpoint(fresh, tmp_path / "d")
-    record = tmp_path / "c" / "checkpoint.json"
-    record.write_text(json.dumps({"step": 1}))
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
-        load_checkpoint(fresh, tmp_path / "c")
-    for trainer, expected in ((other, before), (fresh, unchanged)):
-        assert trainer.step == 0
-        for a, b in zip(states(trainer), expected, strict=True):
-            assert torch.equal(a, b)
+    config.write_text("[]")
+    with pytest.raises(ValueError, match=f"^{folder} holds no model"):
+        load_model(tmp_path / "m")
 
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path, monkeypatch):
-    model = build().eval()
-    save_model(model, tmp_path / "m")
+    model = build()
+    save_model(model, tmp_path / "m", TOKENIZER)
     real = shared.pretraining.save_file
 
     def full(tensors, path):
@@ -456,48 +574,93 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shared.pretraining, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        save_model(build(seed=9), tmp_path / "m")
+        save_model(build(seed=9), tmp_path / "m", TOKENIZER)
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
-    ids = batch(0)[0]
-    assert torch.equal(load_model(tmp_path / "m").eval()(ids), model(ids))
+    token_ids = batch(0)[0]
+    assert torch.equal(load_model(tmp_path / "m")[0](token_ids), model(token_ids))
 
 
-def test_write_folder_removes_leftovers(tmp_path):
-    (tmp_path / ".a.new").mkdir()
-    (tmp_path / ".a.new" / "half").write_text("x")
-    write_folder(tmp_path / "a", lambda new: (new / "whole").write_text("y"))
-    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == [
-        "a",
-        "a/whole",
-    ]
+# --- checkpoints ----------------------------------------------------------------------
 
 
-def test_write_folder_brings_back_what_a_failed_rename_moved_away(
-    tmp_path, monkeypatch
-):
-    folder = tmp_path / "a"
-    write_folder(folder, lambda new: (new / "file").write_text("first"))
-    real = Path.rename
+@pytest.mark.parametrize("muon", [False, True])
+@pytest.mark.parametrize("config", [WITH_DROPOUT, LLAMA], ids=["gpt", "llama"])
+def test_resumed_equals_uninterrupted_bit_for_bit(config, muon, tmp_path):
+    settings = TrainConfig(12, muon=muon, warmup_steps=2, accumulate=2)
 
-    def fails_at_last(self, target):
-        if self.name == ".a.new":
-            raise OSError("no more")
-        return real(self, target)
+    def until(trainer: Trainer, step: int) -> Trainer:
+        for record in train(trainer, batches(2 * trainer.step), progress=False):
+            if record["step"] == step:
+                break
+        return trainer
 
-    monkeypatch.setattr(Path, "rename", fails_at_last)
-    with pytest.raises(OSError, match="no more"):
-        write_folder(folder, lambda new: (new / "file").write_text("second"))
-    assert (folder / "file").read_text() == "first"
-    monkeypatch.undo()
-    folder.rename(tmp_path / ".a.old")  # as after a kill between the two renames
-    with pytest.raises(ZeroDivisionError):
-        write_folder(folder, lambda new: 1 / 0)
-    assert (folder / "file").read_text() == "first"
-    (folder / "thesis.txt").touch()
-    with pytest.raises(ValueError, match=r"other files \(thesis.txt\)"):
-        write_folder(folder, lambda new: (new / "file").touch())
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "a",
-        "file",
-        "thesis.txt",
-    ]
+    def fresh() -> Trainer:
+        trainer = Trainer(build(config), settings)
+        torch.manual_seed(7)
+        return trainer
+
+    whole = until(fresh(), 12)
+    save_checkpoint(until(fresh(), 5), tmp_path / "step-5")
+    resumed = Trainer(build(config, seed=3), settings)
+    load_checkpoint(resumed, tmp_path / "step-5")
+    assert resumed.step == 5 and resumed.tokens == 5 * 72
+    assert_same_states(whole, until(resumed, 12))
+
+
+def test_checkpoints_of_another_configuration(tmp_path):
+    trainer = Trainer(build(), TrainConfig(9))
+    trainer.train_step([batch(0)])
+    save_checkpoint(trainer, tmp_path / "c")
+    other = Trainer(build(replace(GPT, emb_dim=32)), TrainConfig(9, weight_decay=0.2))
+    before = [tensor.clone() for tensor in states(other)]
+    with pytest.raises(
+        ValueError, match="emb_dim is 24, here 32; weight_decay is 0.1, here 0.2"
+    ):
+        load_checkpoint(other, tmp_path / "c")
+    assert other.step == 0
+    for a, b in zip(states(other), before, strict=True):
+        assert torch.equal(a, b)
+    longer = Trainer(build(seed=4), TrainConfig(99, learning_rate=0.1, warmup_steps=9))
+    load_checkpoint(longer, tmp_path / "c")  # steps and rates are free
+    assert longer.step == 1
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:50])
+
+
+def test_damaged_checkpoints_change_nothing(tmp_path):
+    trainer = Trainer(build(), TrainConfig(9))
+    trainer.train_step([batch(0)])
+    save_checkpoint(trainer, tmp_path / "c")
+    fresh = Trainer(build(seed=4), TrainConfig(9))
+    unchanged = [tensor.clone() for tensor in states(fresh)]
+    bad = tmp_path / "d"
+    for name in ("model.safetensors", "training.safetensors"):
+        for damage in (flip_a_bit, cut_short):
+            shutil.copytree(tmp_path / "c", bad, dirs_exist_ok=True)
+            damage(bad / name)
+            with pytest.raises(ValueError, match=f"damaged: {name} was altered"):
+                load_checkpoint(fresh, bad)
+        (bad / name).unlink()
+        with pytest.raises(FileNotFoundError, match=f"^{re.escape(str(bad / name))}"):
+            load_checkpoint(fresh, bad)
+    record = tmp_path / "c" / "checkpoint.json"
+    for content in ('{"step": 1}', "[]", '{"step'):
+        record.write_text(content)
+        with pytest.raises(
+            ValueError, match=rf"^{re.escape(str(record.parent))}.* is "
+        ):
+            load_checkpoint(fresh, tmp_path / "c")
+    record.unlink()
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(str(record))}"):
+        load_checkpoint(fresh, tmp_path / "c")
+    assert fresh.step == 0
+    for a, b in zip(states(fresh), unchanged, strict=True):
+        assert torch.equal(a, b)

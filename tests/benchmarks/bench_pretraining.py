@@ -1,4 +1,4 @@
-"""Measure how soon train_model reaches the loss of nanoGPT's published CPU recipe.
+"""Measure how soon chapter 5's loop reaches the loss of nanoGPT's published CPU recipe.
 
     python tests/benchmarks/bench_pretraining.py [--text FILE]
 
@@ -6,7 +6,7 @@ Both train at character level on the same text, by default the docstrings of Pyt
 library. The yardstick, written here from the recipe's numbers: 4 layers, 4 heads, 128
 wide, context 64, batch 12, 2,000 steps, AdamW with a peak of 1e-3, 100 steps of
 warm-up, cosine to 1e-4, betas 0.9 and 0.99, weight decay 0.1, clipping at 1, no
-dropout, no biases, tied head. Ours: a GPTModel of the same size, trained by train_model
+dropout, no biases, tied head. Ours: a GPTModel of the same size, trained by a Trainer
 with Muon. Nothing is asserted.
 """
 
@@ -15,6 +15,7 @@ import ast
 import math
 import sysconfig
 import time
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -23,9 +24,10 @@ from bench_attention import FusedQKV
 from torch import nn
 
 from shared.gpt_model import GPTConfig, GPTModel, count_parameters
-from shared.pretraining import TrainConfig, evaluate, train_model
+from shared.pretraining import TrainConfig, Trainer, evaluate, train
 
-CONTEXT, STEPS = 64, 2000
+CONTEXT = 64
+STEPS = 2000
 
 
 class Block(nn.Module):
@@ -144,10 +146,10 @@ def main() -> None:
         settings = TrainConfig(
             steps, args.learning_rate, muon=True, warmup_steps=20, final_share=0.02
         )
-        history = train_model(
-            model, lambda i: windows(train_ids, args.rows, i), settings, progress=False
-        )
-        loss, seconds = evaluate(model, val_batches), history[-1]["seconds"]
+        batches = (windows(train_ids, args.rows, i) for i in count())
+        for record in train(Trainer(model, settings), batches, progress=False):
+            seconds = record["seconds"]
+        loss = evaluate(model, val_batches)
         print(
             f"ours, {steps} steps: {count_parameters(model):,} parameters, "
             f"{seconds:.0f} s, {seconds / theirs:.2f} x the time, "

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).resolve().parents[2] / "ch05_pretraining" / "pretrain.py"
 OPTIONS = (
-    "--tales 60 --vocab-size 400 --context 24 --batch-size 4 --steps 400 "
+    "--tales 60 --vocab-size 400 --context-length 24 --batch-size 4 --max-steps 400 "
     "--checkpoint-every 5"
 )
 KILLS = 20
