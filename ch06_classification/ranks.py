@@ -12,51 +12,52 @@ import torch
 
 from shared.classification import (
     Classifier,
+    encode_labels,
     encode_messages,
     load_messages,
-    measure,
-    pad_batch,
+    predict,
     train_classifier,
 )
 from shared.gpt_model import count_parameters
 from shared.lora import apply_lora
-from shared.pretrained_weights import load_pretrained, tokenizer_for
+from shared.pretrained_weights import load_pretrained
+
+COLUMNS = ["rank", "trained weights", "test accuracy"]
+PATH = Path(__file__).resolve().parent / "ranks.csv"
+
+
+def run(rank: int) -> list:
+    """Train adapters of this rank, and a head; return a row of the table."""
+    torch.manual_seed(123)
+    model, tokenizer = load_pretrained()
+    table = load_messages()
+
+    def messages(split: str, n: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        some = table[table["split"] == split][:n]
+        rows = encode_messages(some["text"], tokenizer, model.config.context_length)
+        return rows, encode_labels(some["label"])
+
+    classifier = Classifier(model, n_trained=len(model.blocks))
+    apply_lora(classifier, rank=rank)
+    model.out_head.requires_grad_(True)
+    trained = count_parameters(classifier, trainable=True)
+    sets = messages("train", 300), messages("validation", 60)
+    history = train_classifier(
+        classifier, *sets, epochs=3, learning_rate=3e-4, batch_size=4
+    )
+    print([f"{record['val_loss']:.3f}" for record in history], "on validation")
+    rows, labels = messages("test", 230)
+    accuracy = (predict(classifier, rows) == labels).float().mean()
+    return [rank, trained, f"{accuracy:.1%}"]
 
 
 def main() -> None:
-    table, tokenizer, rows = load_messages(), tokenizer_for(), []
-
-    def messages(split: str, n: int) -> tuple[list[list[int]], torch.Tensor]:
-        some = table[table["split"] == split][:n]
-        is_spam = torch.tensor((some["label"] == "spam").to_numpy())
-        return encode_messages(some["text"], tokenizer, 256), is_spam.long()
-
-    def from_ids(classifier: Classifier, rows: list[list[int]]) -> torch.Tensor:
-        return classifier(*pad_batch(rows, tokenizer.eot_token))
-
-    train = messages("train", 300)
-    val = messages("validation", 60)
-    test = messages("test", 230)
+    """Fill the table, rank by rank."""
+    rows = []
     for rank in (1, 2, 4, 8, 16):
-        torch.manual_seed(123)
-        model = load_pretrained()
-        classifier = Classifier(model, n_trained=len(model.blocks))
-        apply_lora(classifier, rank=rank)
-        model.out_head.requires_grad_(True)
-        trained = count_parameters(classifier, trainable=True)
-        settings = {
-            "epochs": 3,
-            "learning_rate": 3e-4,
-            "batch_size": 4,
-            "forward": from_ids,
-        }
-        train_classifier(classifier, train, val, **settings)
-        accuracy = measure(classifier, test, from_ids)["accuracy"]
-        rows.append([rank, trained, f"{accuracy:.1%}"])
+        rows.append(run(rank))
         print(*rows[-1], flush=True)
-    columns = ["rank", "trained weights", "test accuracy"]
-    path = Path(__file__).resolve().parent / "ranks.csv"
-    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(PATH, index=False)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,36 @@
 """A spam filter made from a language model: a few per cent of its weights trained for a
 minute, on messages that were written for this course.
 
-Generated from ch06_classification/ch06_classification.ipynb by `python -m shared.export`;
-edit the notebook, not this file.
+Generated from ch06_classification/ch06_classification.ipynb by
+`python -m shared.support.export`; edit the notebook, not this file.
 """
 
-import csv
-import json
-import math
-import sys
-import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
-from shared.fetch import COURSE, fetch
 from shared.gpt_model import Decoder
 from shared.pretrained_weights import load_pretrained
-from shared.pretraining import write_folder
-from shared.text_data import Tokenizer
+from shared.pretraining import TrainConfig, Trainer, evaluate, train
+from shared.support import COURSE
+from shared.support.fetch import fetch
+from shared.support.files import read_trained, save_trained
+from shared.text_data import Tokenizer, load_text
 
 __all__ = [
-    "LABELS", "load_messages", "encode_messages", "pad_batch", "Classifier",
-    "frozen_states", "logits_of", "measure", "train_classifier", "compared",
-    "classify", "save_trained", "read_trained", "save_classifier",
+    "load_messages", "encode_labels", "encode_messages", "pad_batch", "Classifier",
+    "frozen_states", "classifier_loss", "label_batch", "predict",
+    "train_classifier", "paired_difference", "classify", "save_classifier",
     "load_classifier",
 ]  # fmt: skip
 
+# Section 6.1: What do the messages look like?
 LABELS = ("ham", "spam")
 
 
@@ -43,247 +42,240 @@ def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.Data
     Where there is no split, copies are dropped, both labels are cut down to equal
     numbers and split 70/10/20 into train, validation and test, at random with `seed`.
 
-    Raises ValueError for missing columns, an unknown label, or a label without messages
-    (to be split: with fewer than 10), and as fetch does.
+    Raises FileNotFoundError without a file; ValueError, beginning with its path, for
+    text that is not UTF-8, rows of unequal length, and labels other than ham and spam
+    (to be split: both at least 10 times); and as fetch does.
     """
     own = COURSE / "ch06_classification" / "messages.tsv"
     path = fetch("texts/SMSSpamCollection") if path == "sms-spam" else Path(path or own)
-    with path.open(encoding="utf-8") as file:
-        header = file.readline().rstrip("\r\n").split("\t")
-    named = "label" in header or "text" in header
-    table = pd.read_csv(
-        path, sep="\t", quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False,
-        header=0 if named else None,
-        names=None if named else ["label", "text"][: len(header)],
-    )  # fmt: skip
-    if missing := {"label", "text"} - set(table.columns):
-        names = ", ".join(sorted(missing))
-        raise ValueError(
-            f"{path} lacks the columns {names} (columns are separated by tabs)"
-        )
-    if unknown := set(table["label"]) - set(LABELS):
-        names = ", ".join(map(repr, sorted(unknown)))
-        raise ValueError(
-            f"{path} has unknown labels: {names}; there are only ham and spam"
-        )
-    if empty := set(LABELS) - set(table["label"]):
-        raise ValueError(f"{path} has no messages with the label {min(empty)}")
-    if "split" in table.columns:
+    rows = [line.split("\t") for line in load_text(path).split("\n") if line]
+    header = ["label", "text"]
+    if rows and set(header) <= set(rows[0]):
+        header = rows.pop(0)
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{path}: {row} has not {len(header)} columns")
+    table = pd.DataFrame(rows, columns=header)
+    if "split" not in header:
+        table = table.drop_duplicates("text")  # or copies would be in train and test
+    counts = table["label"].value_counts()
+    if set(counts.index) != set(LABELS):
+        raise ValueError(f"{path} has the labels {sorted(counts.index)}, not {LABELS}")
+    if "split" in header:
         return table
-    # Else copies would stand in both train and test
-    table = table.drop_duplicates("text")
-    smallest = min(int((table["label"] == label).sum()) for label in LABELS)
+    smallest = int(counts.min())
     if smallest < 10:
-        raise ValueError(
-            f"{path} needs 10 different messages of each label, has {smallest}"
-        )
+        raise ValueError(f"{path}: 10 of each label are needed, there are {smallest}")
     splits = ["train"] * int(0.7 * smallest) + ["validation"] * int(0.1 * smallest)
     splits += ["test"] * (smallest - len(splits))
-    # First all ham, then spam
+    # First all ham, then all spam, then mixed.
     table = table.groupby("label").sample(smallest, random_state=seed)
     table = table.assign(split=2 * splits)
     return table.sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
-def encode_messages(texts, tokenizer: Tokenizer, max_tokens: int) -> list[list[int]]:
-    """Return the token ids of each text, at least one; warn if max_tokens cuts any."""
+def encode_labels(labels: Iterable[str], names: Sequence[str] = LABELS) -> torch.Tensor:
+    """Return the number of each label (N,) int64: 0 for ham, 1 for spam."""
+    return torch.tensor([names.index(label) for label in labels])
+
+
+# Section 6.2: Which token is the last one?
+def encode_messages(
+    texts: Iterable[str], tokenizer: Tokenizer, context_length: int
+) -> list[torch.Tensor]:
+    """Return the token ids of each text, tensors (T_i,) int64, at least one in each.
+
+    Raises ValueError for a text with more than context_length tokens.
+    """
     rows = [tokenizer.encode_ordinary(text) or [tokenizer.eot_token] for text in texts]
-    if n_long := sum(len(row) > max_tokens for row in rows):
-        warnings.warn(
-            f"{n_long} messages were cut to {max_tokens} tokens", stacklevel=2
-        )
-    return [row[:max_tokens] for row in rows]
+    for n, row in enumerate(rows):
+        if len(row) > context_length:
+            most = f"more than the context of {context_length}"
+            raise ValueError(f"message {n} has {len(row)} tokens, {most}")
+    return [torch.tensor(row) for row in rows]
 
 
-def pad_batch(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids (B, T), filled up on the right with pad_id, and true lengths (B,)."""
+def pad_batch(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows (T_i, ...) filled up on the right to (B, T, ...), and lengths (B,).
+
+    Behind a causal mask, what stands in the padding is never seen.
+    """
     lengths = torch.tensor([len(row) for row in rows])
-    return nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows], True, pad_id
-    ), lengths
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True), lengths
 
 
+# Section 6.3: How does a language model become a classifier?
 class Classifier(nn.Module):
-    """A language model with a new head for classes, read at the last token of each row.
+    """A language model with a new head for classes, read at each row's last token.
 
     Only the last `n_trained` blocks, the final norm and the head are trained; the
     blocks below are frozen. The model that is given is changed, not copied. `labels`
-    names the classes.
+    names the classes. Raises ValueError for more trained blocks than there are.
     """
 
     def __init__(
-        self, model: Decoder, labels: tuple[str, ...] = LABELS, n_trained: int = 1
+        self, model: Decoder, labels: Sequence[str] = LABELS, n_trained: int = 1
     ):
         super().__init__()
-        self.model, self.n_frozen = model, len(model.blocks) - n_trained
+        if not 0 <= n_trained <= len(model.blocks):
+            raise ValueError(f"cannot train {n_trained} of {len(model.blocks)} blocks")
+        self.model = model
         self.labels = tuple(labels)
+        self.n_frozen = len(model.blocks) - n_trained
         model.requires_grad_(False)
-        weight = model.tok_emb.weight
         head = nn.Linear(model.config.emb_dim, len(self.labels))
-        model.out_head = head.to(weight.device, weight.dtype)
+        model.out_head = head.to(model.device, model.tok_emb.weight.dtype)
         for part in (*model.blocks[self.n_frozen :], model.final_norm, model.out_head):
             part.requires_grad_(True)
 
-    def lower(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return what the frozen part makes of ids (B, T): (B, T, D)."""
-        with torch.no_grad():
-            x = self.model.embed(ids.to(self.model.tok_emb.weight.device))
-            for block in self.model.blocks[: self.n_frozen]:
-                x = block(x)
+    def run(self, x: torch.Tensor, blocks: Iterable[nn.Module]) -> torch.Tensor:
+        """Return x (B, T, D) after some of the model's blocks."""
+        places = self.model.places(torch.arange(x.shape[1], device=x.device))
+        for block in blocks:
+            x = block(x, None, places)
         return x
 
+    @torch.no_grad()
+    def lower(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return what the frozen part makes of token_ids (B, T): (B, T, D)."""
+        token_ids = token_ids.to(self.model.device)
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        x = self.model.embed(token_ids, positions)
+        return self.run(x, self.model.blocks[: self.n_frozen])
+
     def upper(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, classes) of what lower gave, for these lengths (B,)."""
-        for block in self.model.blocks[self.n_frozen :]:
-            x = block(x)
+        """Return the logits (B, classes) of what lower gave for these lengths."""
+        x = self.run(x, self.model.blocks[self.n_frozen :])
         last = x[torch.arange(len(x)), lengths - 1]  # (B, D)
         return self.model.out_head(self.model.final_norm(last))
 
-    def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, classes) of ids (B, T) with these lengths (B,)."""
-        return self.upper(self.lower(ids), lengths)
+    def forward(self, rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, classes) of padded rows with these lengths (B,).
+
+        Rows are token ids (B, T), or what frozen_states made of them (B, T, D).
+        """
+        x = rows if rows.is_floating_point() else self.lower(rows)
+        return self.upper(x, lengths)
 
 
+# Section 6.4: Why wait for what never changes?
 def frozen_states(
-    classifier: Classifier, rows: list[list[int]], pad_id: int
+    classifier: Classifier, rows: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Return what the frozen part makes of each row of ids, in order: (T_i, D)."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    states: list = [None] * len(rows)
+    """Return what the frozen part makes of each row of token ids: (T_i, D) each."""
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    states: dict[int, torch.Tensor] = {}
     for start in range(0, len(rows), 32):
-        some = order[start : start + 32]
-        ids, _ = pad_batch([rows[i] for i in some], pad_id)
-        for i, x in zip(some, classifier.lower(ids), strict=True):
+        some = by_length[start : start + 32]
+        token_ids, _ = pad_batch([rows[i] for i in some])
+        for i, x in zip(some, classifier.lower(token_ids), strict=True):
             states[i] = x[: len(rows[i])].clone()
-    return states
+    return [states[i] for i in range(len(rows))]
 
 
-def logits_of(classifier: Classifier, states: list[torch.Tensor]) -> torch.Tensor:
-    """Return the logits (N, classes) for what frozen_states gave, padded to a batch."""
-    lengths = torch.tensor([len(x) for x in states])
-    return classifier.upper(
-        nn.utils.rnn.pad_sequence(states, batch_first=True), lengths
-    )
+# Section 6.5: How good is it?
+def classifier_loss(
+    model: nn.Module, rows: torch.Tensor, lengths: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """Return the summed cross-entropy in nats of labels (B,), and their number."""
+    logits = model(rows, lengths)
+    labels = labels.to(logits.device)
+    return F.cross_entropy(logits, labels, reduction="sum"), len(labels)
+
+
+def label_batch(pairs: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a batch for classifier_loss, made of (row, label) pairs."""
+    rows, labels = zip(*pairs, strict=True)
+    return *pad_batch(rows), torch.stack(labels)
 
 
 @torch.no_grad()
-def measure(classifier, data: tuple, forward=logits_of) -> dict[str, float]:
-    """Return cross-entropy and accuracy on (states, labels)."""
-    states, labels = data
-    logits = torch.cat(
-        [forward(classifier, states[i : i + 64]) for i in range(0, len(states), 64)]
-    )
-    right = (logits.argmax(dim=-1) == labels).float().mean().item()
-    return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": right}
+def predict(classifier: nn.Module, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the likeliest class (N,) int64 of each row, in evaluation mode."""
+    classifier.eval()
+    batches = [pad_batch(rows[i : i + 64]) for i in range(0, len(rows), 64)]
+    return torch.cat([classifier(*batch).argmax(dim=-1) for batch in batches]).cpu()
 
 
 def train_classifier(
     classifier: nn.Module,
-    train: tuple,
-    val: tuple,
+    train_set: tuple[Sequence[torch.Tensor], torch.Tensor],
+    val_set: tuple[Sequence[torch.Tensor], torch.Tensor],
     *,
     epochs: int = 6,
     learning_rate: float = 3e-4,
     batch_size: int = 16,
-    seed: int = 123,
-    forward=logits_of,
 ) -> list[dict[str, float]]:
-    """Train on (states, labels); keep the epoch that is best on the validation pair.
+    """Train on (rows, labels); keep the epoch that is best on the validation set.
 
-    forward(classifier, states) returns logits (N, classes). Returns a record for each
+    Rows are what Classifier.forward takes, before padding. Returns a record for each
     epoch: train_loss, val_loss, val_accuracy.
     """
-    (states, labels), history, best = train, [], math.inf
-    weights = kept = [p for p in classifier.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=0.1, fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    n_steps = epochs * math.ceil(len(states) / batch_size)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, n_steps)
-    bar = tqdm(total=n_steps, file=sys.stdout)
-    for _ in range(epochs):
-        losses = []
-        for some in torch.randperm(len(states), generator=generator).split(batch_size):
-            loss = F.cross_entropy(
-                forward(classifier, [states[i] for i in some]), labels[some]
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            falling.step()
-            losses.append(loss.item())
-            bar.update()
-        on_val = measure(classifier, val, forward)
-        if on_val["loss"] < best:
-            best, kept = on_val["loss"], [p.detach().clone() for p in weights]
-        history.append({"train_loss": sum(losses) / len(losses)})
-        history[-1] |= {f"val_{key}": value for key, value in on_val.items()}
-    bar.close()
+    pairs: Any = list(zip(*train_set, strict=True))
+    loader = DataLoader(pairs, batch_size, shuffle=True, collate_fn=label_batch)
+    val_pairs: Any = list(zip(*val_set, strict=True))
+    val_loader = DataLoader(val_pairs, 64, collate_fn=label_batch)
+    config = TrainConfig(epochs * len(loader), learning_rate, final_share=0.05)
+    trainer = Trainer(classifier, config, loss=classifier_loss)
+    history: list[dict[str, float]] = []
+    total = 0.0
+    for record in train(trainer, (batch for _ in range(epochs) for batch in loader)):
+        total += record["loss"] * record["step_tokens"]
+        if record["step"] % len(loader):
+            continue  # the epoch is not over
+        val_loss = evaluate(classifier, val_loader, classifier_loss)
+        right = predict(classifier, val_set[0]) == val_set[1]
+        history.append({"train_loss": total / len(pairs), "val_loss": val_loss})
+        history[-1]["val_accuracy"] = right.float().mean().item()
+        if val_loss == min(past["val_loss"] for past in history):
+            kept = [p.detach().clone() for p in trainer.weights]
+        total = 0.0
     with torch.no_grad():
-        for weight, value in zip(weights, kept, strict=True):
+        for weight, value in zip(trainer.weights, kept, strict=True):
             weight.copy_(value)
+    classifier.eval()
     return history
 
 
-def compared(ours: torch.Tensor, theirs: torch.Tensor) -> str:
-    """Return the paired difference of accuracies (bool, (N,)) with a 95 % interval."""
-    points = 100 * (ours.float() - theirs.float())  # -100, 0 or 100 for each message
+def paired_difference(ours: torch.Tensor, theirs: torch.Tensor) -> str:
+    """Return the paired difference of two accuracies with its 95 % interval, in words.
+
+    Both are bool (N,): whether each answer to the same N questions is right.
+    """
+    points = 100 * (ours.float() - theirs.float())  # -100, 0 or 100 for each
     mean = points.mean().item()
-    half = 1.96 * points.std().item() / math.sqrt(len(points))
+    half = 1.96 * points.std().item() / len(points) ** 0.5
     return f"{mean:+.1f} points, between {mean - half:+.1f} and {mean + half:+.1f}"
 
 
+# Section 6.7: How is it used?
+@torch.no_grad()
 def classify(
     classifier: Classifier, tokenizer: Tokenizer, text: str
 ) -> tuple[str, float]:
-    """Return the likeliest label for a text and the probability it is given."""
-    context = classifier.model.config.context_length
-    ids, lengths = pad_batch(
-        encode_messages([text], tokenizer, context), tokenizer.eot_token
-    )
-    with torch.no_grad():
-        probabilities = classifier(ids, lengths)[0].softmax(dim=-1)
-    return classifier.labels[int(probabilities.argmax())], probabilities.max().item()
+    """Return the likeliest label for a text, and the probability that it gets.
 
-
-def save_trained(model: nn.Module, folder: str | Path, settings: dict) -> None:
-    """Write the trained weights of a model as safetensors, and settings as JSON."""
-    trained = {
-        n: p.detach().contiguous()
-        for n, p in model.named_parameters()
-        if p.requires_grad
-    }
-
-    def write(new: Path) -> None:
-        save_file(trained, new / "trained.safetensors")
-        (new / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-
-    write_folder(folder, write)
-
-
-def read_trained(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Return the weights and settings that save_trained has written.
-
-    Raises ValueError if it has not.
+    Raises ValueError for a text that does not fit the model's context.
     """
-    if not (path := Path(folder) / "settings.json").exists():
-        raise ValueError(
-            f"nothing is saved in {folder}: run the notebook that trains it"
-        )
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    return load_file(Path(folder) / "trained.safetensors"), settings
+    rows = encode_messages([text], tokenizer, classifier.model.config.context_length)
+    probability, label = classifier(*pad_batch(rows))[0].softmax(dim=-1).max(dim=-1)
+    return classifier.labels[label], probability.item()
 
 
 def save_classifier(classifier: Classifier, name: str, folder: str | Path) -> None:
-    """Write what was trained, and the name of the model that the rest is."""
+    """Write what was trained, and the name (for load_pretrained) of the rest."""
     n_trained = len(classifier.model.blocks) - classifier.n_frozen
     settings = {"name": name, "labels": classifier.labels, "n_trained": n_trained}
     save_trained(classifier, folder, settings)
 
 
-def load_classifier(folder: str | Path) -> Classifier:
-    """Return what save_classifier wrote, around the model that it names."""
+def load_classifier(folder: str | Path) -> tuple[Classifier, Tokenizer]:
+    """Return what save_classifier wrote, around the model that it names; its tokenizer.
+
+    Raises as read_trained and load_pretrained do.
+    """
     weights, settings = read_trained(folder)
-    classifier = Classifier(load_pretrained(settings.pop("name")), **settings)
+    model, tokenizer = load_pretrained(settings.pop("name"))
+    classifier = Classifier(model, **settings)
     classifier.load_state_dict(weights, strict=False)
-    return classifier.eval()
+    return classifier.eval(), tokenizer

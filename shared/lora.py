@@ -1,25 +1,26 @@
 """A way to change every layer of a model by training one weight in a hundred, and an
 adapter of a few megabytes that can be put on and taken off.
 
-Generated from ch06_classification/ch06_lora.ipynb by `python -m shared.export`;
-edit the notebook, not this file.
+Generated from ch06_classification/ch06_lora.ipynb by
+`python -m shared.support.export`; edit the notebook, not this file.
 """
 
 import contextlib
-import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from shared.classification import read_trained, save_trained
+from shared.support.files import read_trained, save_trained
 
 __all__ = [
-    "LoRALayer", "TARGETS", "lora_layers", "apply_lora", "merge_lora",
-    "save_adapter", "load_adapter", "without_adapter",
+    "LoRALayer", "lora_layers", "apply_lora", "merge_lora", "save_adapter",
+    "load_adapter", "without_adapter",
 ]  # fmt: skip
 
 
+# Section 6.9: How is it built?
 class LoRALayer(nn.Module):
     """W x + alpha / rank · B A x with a frozen linear layer W: (..., in) -> (..., out).
 
@@ -29,12 +30,11 @@ class LoRALayer(nn.Module):
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__()
         weight = linear.weight
-        if not 1 <= rank <= min(weight.shape):
-            raise ValueError(f"rank must be in 1 ... {min(weight.shape)}, got {rank}")
-        self.linear, self.scale = linear.requires_grad_(False), alpha / rank
+        self.linear = linear.requires_grad_(False)
+        self.scale = alpha / rank
         self.A = nn.Parameter(weight.new_empty(rank, weight.shape[1]))
         self.B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)
         self.on = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,10 +51,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
 
 
 def apply_lora(
-    model: nn.Module,
-    rank: int = 8,
-    alpha: float = 16.0,
-    targets: tuple[str, ...] = TARGETS,
+    model: nn.Module, rank: int = 8, alpha: float = 16, targets: Sequence[str] = TARGETS
 ) -> nn.Module:
     """Freeze a model, give each linear layer with a target name an adapter, return it.
 
@@ -62,17 +59,12 @@ def apply_lora(
     """
     if lora_layers(model):
         raise ValueError("the model has LoRA layers already: merge them first")
-    found = [
-        (parent, name, LoRALayer(child, rank, alpha))
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if name in targets and isinstance(child, nn.Linear)
-    ]
-    if not found:
-        raise ValueError(f"the model has no linear layer named {', '.join(targets)}")
     model.requires_grad_(False)
-    for parent, name, layer in found:
-        setattr(parent, name, layer)
+    for name, linear in list(model.named_modules()):
+        if name.rpartition(".")[2] in targets and isinstance(linear, nn.Linear):
+            model.set_submodule(name, LoRALayer(linear, rank, alpha))
+    if not lora_layers(model):
+        raise ValueError(f"the model has no linear layer named {', '.join(targets)}")
     return model
 
 
@@ -80,12 +72,12 @@ def apply_lora(
 def merge_lora(model: nn.Module) -> nn.Module:
     """Add every adapter to its matrix, put the plain layers back, return the model."""
     for name, layer in lora_layers(model).items():
-        parent, _, child = name.rpartition(".")
         layer.linear.weight += layer.scale * layer.B @ layer.A
-        setattr(model.get_submodule(parent), child, layer.linear)
+        model.set_submodule(name, layer.linear)
     return model
 
 
+# Section 6.10: What is kept, and how are adapters switched?
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """Write what is trained of a model with adapters, as safetensors, and the settings.
 
@@ -94,7 +86,8 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     if not (layers := lora_layers(model)):
         raise ValueError("the model has no adapters to save")
     first = next(iter(layers.values()))
-    rank, targets = len(first.A), sorted({name.rpartition(".")[2] for name in layers})
+    rank = len(first.A)
+    targets = sorted({name.rpartition(".")[2] for name in layers})
     settings = {"rank": rank, "alpha": first.scale * rank, "targets": targets}
     save_trained(model, folder, settings)
 
@@ -104,23 +97,19 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
 
     What it holds can be trained on; of a model without adapters, all else is frozen.
     Raises ValueError if it belongs to another model, whose layers then stay as they
-    were.
+    were, and as read_trained does.
     """
     stored, settings = read_trained(folder)
-    if fresh := not lora_layers(model):
+    fresh = not lora_layers(model)
+    if fresh:
         apply_lora(model, **settings)
     ours = dict(model.named_parameters())
-    wrong = [
-        name for name in ours if name.endswith((".A", ".B")) and name not in stored
-    ]
-    wrong += [n for n, t in stored.items() if n not in ours or t.shape != ours[n].shape]
-    if wrong:
+    needed = {n for n in ours if n.endswith((".A", ".B"))} | stored.keys()
+    fits = {n for n, t in stored.items() if n in ours and ours[n].shape == t.shape}
+    if wrong := needed - fits:
         if fresh:
             merge_lora(model)  # B is zero: this takes the layers out again
-        raise ValueError(
-            f"{folder} is for another model: {len(wrong)} names or shapes differ, "
-            f"first {sorted(wrong)[0]}"
-        )
+        raise ValueError(f"{folder} is for another model: {len(wrong)} tensors differ")
     model.load_state_dict(stored, strict=False)
     for name in stored:  # also a head that was trained with the adapter
         ours[name].requires_grad_()
@@ -130,7 +119,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
 
 
 @contextlib.contextmanager
-def without_adapter(model: nn.Module):
+def without_adapter(model: nn.Module) -> Iterator[None]:
     """Within a `with` block, let the model answer as if it had no adapters."""
     layers = lora_layers(model).values()
     for layer in layers:

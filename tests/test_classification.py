@@ -1,49 +1,46 @@
 """Chapter 6: messages, padding, the classifier and its training."""
 
-import warnings
-
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TOKENIZER, build
 
 import shared.classification as classification
-from shared import fetch
 from shared.classification import (
     LABELS,
     Classifier,
+    classifier_loss,
     classify,
-    compared,
+    encode_labels,
     encode_messages,
     frozen_states,
+    label_batch,
     load_classifier,
     load_messages,
-    logits_of,
-    measure,
     pad_batch,
+    paired_difference,
+    predict,
     save_classifier,
     train_classifier,
 )
-from shared.gpt_model import GPTConfig, GPTModel, count_parameters
-from shared.llama_model import LlamaConfig, LlamaModel
-from shared.pretrained_weights import load_pretrained, tokenizer_for
-from shared.pretraining import save_model
-from shared.text_data import END_OF_TEXT, BPETokenizer
+from shared.gpt_model import GPTConfig, count_parameters
+from shared.llama_model import LlamaConfig
+from shared.pretrained_weights import load_pretrained
+from shared.pretraining import evaluate, save_model
+from shared.support import fetch
 
 GPT = GPTConfig(300, 40, emb_dim=16, n_heads=2, n_layers=3)
-LLAMA = LlamaConfig(300, 40, 16, 2, 1, 3, hidden_dim=24)
+LLAMA = LlamaConfig(300, 40, 16, 2, n_kv_heads=1, n_layers=3, hidden_dim=24)
 each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
-TOKENIZER = BPETokenizer.train("win a prize now, see you at six", 260, [END_OF_TEXT])
 
 
-def build(config, n_trained: int = 1) -> Classifier:
-    torch.manual_seed(0)
-    model = (GPTModel if isinstance(config, GPTConfig) else LlamaModel)(config)
-    return Classifier(model, n_trained=n_trained).eval()
+def make(config, n_trained: int = 1) -> Classifier:
+    return Classifier(build(config), n_trained=n_trained).eval()
 
 
-def some_rows(n: int = 9) -> list[list[int]]:
+def some_rows(n: int = 9) -> list[torch.Tensor]:
     torch.manual_seed(1)
-    return [torch.randint(300, (int(k),)).tolist() for k in torch.randint(1, 30, (n,))]
+    return [torch.randint(300, (int(k),)) for k in torch.randint(1, 30, (n,))]
 
 
 # --- messages -------------------------------------------------------------------------
@@ -51,9 +48,8 @@ def some_rows(n: int = 9) -> list[list[int]]:
 
 def test_the_courses_own_messages():
     table = load_messages()
-    assert (
-        list(table.columns) == ["label", "text", "split"] and 780 <= len(table) <= 880
-    )
+    assert list(table.columns) == ["label", "text", "split"]
+    assert 780 <= len(table) <= 880
     assert abs((table["label"] == "spam").mean() - 0.5) < 0.03
     sizes = table["split"].value_counts()
     assert sizes["test"] >= 200 and set(sizes.index) == {"train", "validation", "test"}
@@ -65,30 +61,33 @@ def write(path, lines: list[str]):
     return path
 
 
+def test_a_file_is_read_as_it_is(tmp_path):
+    lines = ["text\tlabel\tsplit", 'say "no\tspam\ttest', "NA\u2028née\tham\ttrain"]
+    (tmp_path / "t.tsv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    table = load_messages(tmp_path / "t.tsv")
+    assert list(table["text"]) == ['say "no', "NA\u2028née"]
+    assert list(table["label"]) == ["spam", "ham"]
+    assert list(table["split"]) == ["test", "train"]
+
+
 def test_a_collection_without_splits_is_balanced(tmp_path):
     lines = [f'ham\tmessage "{n} with a quote' for n in range(70)]
-    lines += [f"spam\twin {n}" for n in range(30)] + [
-        "spam\twin 0"
-    ] * 9  # copies are dropped
+    lines += [f"spam\twin {n}" for n in range(30)]
+    lines += ["spam\twin 0"] * 9  # copies are dropped
     path = write(tmp_path / "all", lines)
     table = load_messages(path)
     counts = table.groupby(["split", "label"]).size().to_dict()
     expected = {"train": 21, "validation": 3, "test": 6}
-    assert counts == {
-        (split, label): n for split, n in expected.items() for label in LABELS
-    }
-    assert table.equals(load_messages(path)) and not table.equals(
-        load_messages(path, seed=1)
-    )
+    assert counts == {(s, label): n for s, n in expected.items() for label in LABELS}
+    assert table.equals(load_messages(path))
+    assert not table.equals(load_messages(path, seed=1))
     assert not table["text"].duplicated().any()
 
 
 def test_the_public_collection_is_fetched_on_request(tmp_path, monkeypatch):
     lines = [f"{label}\t{label} {n}" for label in LABELS for n in range(10)]
-    path = write(tmp_path / "SMSSpamCollection", lines)
-    monkeypatch.setattr(
-        classification, "fetch", {"texts/SMSSpamCollection": path}.__getitem__
-    )
+    files = {"texts/SMSSpamCollection": write(tmp_path / "SMSSpamCollection", lines)}
+    monkeypatch.setattr(classification, "fetch", files.__getitem__)
     assert len(load_messages("sms-spam")) == 20
     assert not fetch.ARTIFACTS["texts/SMSSpamCollection"].default
 
@@ -96,38 +95,50 @@ def test_the_public_collection_is_fetched_on_request(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["only one column", "of text"], "lacks the columns text"),
-        (["label\tbody", "ham\thello"], "lacks the columns text"),
-        (
-            ["ham\thello", "eggs\tbye"],
-            "unknown labels: 'eggs'; there are only ham and spam",
-        ),
-        (["ham\thello", "ham\tbye"], "no messages with the label spam"),
-        (
-            ["ham\thello", "spam\tbye"],
-            "needs 10 different messages of each label, has 1",
-        ),
-        (
-            ["ham\thello", "spam\thello"],
-            "needs 10 different messages of each label, has 0",
-        ),
+        (["only one column", "of text"], r"\['only one column'\] has not 2 columns"),
+        (["label\ttext", "ham\thello", "spam"], r"\['spam'\] has not 2 columns"),
+        (["label\tbody", "ham\thello"], "the labels .*'label'.*not .*'ham', 'spam'"),
+        (["ham\thello", "eggs\tbye"], "the labels .*'eggs'"),
+        (["ham\thello", "ham\tbye"], r"the labels \['ham'\], not \('ham', 'spam'\)"),
+        (["ham\thello", "spam\thello"], r"the labels \['ham'\]"),
+        (["ham\thello", "spam\tbye"], "10 of each label are needed, there are 1"),
+        ([], r"the labels \[\]"),
     ],
 )
 def test_tables_that_do_not_fit(tmp_path, lines, message):
-    with pytest.raises(ValueError, match=message):
-        load_messages(write(tmp_path / "t.tsv", lines))
+    path = write(tmp_path / "t.tsv", lines)
+    with pytest.raises(ValueError, match=f"t.tsv.* {message}") as error:
+        load_messages(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.tsv"):
+        load_messages(tmp_path / "nothing.tsv")
+    (tmp_path / "t.tsv").write_bytes(b"ham\tcaf\xe9")
+    with pytest.raises(ValueError, match=r"t\.tsv is not UTF-8"):
+        load_messages(tmp_path / "t.tsv")
+
+
+def test_labels_as_numbers():
+    assert encode_labels(["spam", "ham", "spam"]).tolist() == [1, 0, 1]
+    assert encode_labels(["good", "bad"], ("bad", "so-so", "good")).tolist() == [2, 0]
 
 
 def test_long_and_empty_messages():
-    with pytest.warns(UserWarning, match="1 messages were cut to 3 tokens"):
-        rows = encode_messages(["see you at six, win a prize", "a", ""], TOKENIZER, 3)
-    assert [len(row) for row in rows] == [3, 1, 1] and rows[2] == [TOKENIZER.eot_token]
-    ids, lengths = pad_batch(rows, 7)
-    assert (
-        ids.shape == (3, 3)
-        and lengths.tolist() == [3, 1, 1]
-        and ids[1, 1:].tolist() == [7, 7]
-    )
+    with pytest.raises(ValueError, match="message 1 has [0-9]+ tokens.* context of 3"):
+        encode_messages(["a", "see you at six, win a prize"], TOKENIZER, 3)
+    rows = encode_messages(["win", "a", ""], TOKENIZER, 3)
+    assert [TOKENIZER.decode(row.tolist()) for row in rows[:2]] == ["win", "a"]
+    assert rows[2].tolist() == [TOKENIZER.eot_token]
+
+
+def test_rows_are_padded_on_the_right():
+    token_ids, lengths = pad_batch([torch.tensor([5, 6, 7]), torch.tensor([8])])
+    assert token_ids[0].tolist() == [5, 6, 7] and token_ids[1, 0] == 8
+    assert token_ids.shape == (2, 3) and lengths.tolist() == [3, 1]
+    states, lengths = pad_batch([torch.ones(2, 4), torch.ones(3, 4)])
+    assert states.shape == (2, 3, 4) and lengths.tolist() == [2, 3]
 
 
 # --- the classifier -------------------------------------------------------------------
@@ -136,106 +147,149 @@ def test_long_and_empty_messages():
 @each_model
 @pytest.mark.parametrize("n_trained", [0, 1, 3])
 def test_only_the_top_is_trained(config, n_trained):
-    classifier = build(config, n_trained)
+    classifier = make(config, n_trained)
     trained = [name for name, p in classifier.named_parameters() if p.requires_grad]
     blocks = {int(name.split(".")[2]) for name in trained if ".blocks." in name}
     assert blocks == set(range(3 - n_trained, 3))
-    assert {name.split(".")[1] for name in trained} - {"blocks"} == {
-        "final_norm",
-        "out_head",
-    }
+    others = {name.split(".")[1] for name in trained} - {"blocks"}
+    assert others == {"final_norm", "out_head"}
     assert classifier.model.tok_emb.weight.shape == (300, 16)
-    ids, lengths = pad_batch(some_rows(), 0)
-    F.cross_entropy(
-        classifier(ids, lengths), torch.ones(9, dtype=torch.long)
-    ).backward()
+    logits = classifier(*pad_batch(some_rows()))
+    F.cross_entropy(logits, torch.ones(9, dtype=torch.long)).backward()
     assert all((p.grad is not None) == p.requires_grad for p in classifier.parameters())
+
+
+@pytest.mark.parametrize("n_trained", [4, -1])
+def test_a_model_has_only_so_many_blocks(n_trained):
+    with pytest.raises(ValueError, match=f"cannot train {n_trained} of 3 blocks"):
+        Classifier(build(GPT), n_trained=n_trained)
 
 
 @each_model
 def test_the_quick_way_equals_the_slow_way(config):
-    classifier, rows = build(config), some_rows()
+    classifier, rows = make(config), some_rows()
+    token_ids, lengths = pad_batch(rows)
+    model = classifier.model
     with torch.no_grad():
-        slow = classifier(*pad_batch(rows, 0))
-        quick = logits_of(classifier, frozen_states(classifier, rows, 0))
-        model, (ids, lengths) = classifier.model, pad_batch(rows, 0)
-        whole = model.out_head(model.hidden_states(ids))[torch.arange(9), lengths - 1]
+        slow = classifier(token_ids, lengths)
+        quick = classifier(*pad_batch(frozen_states(classifier, rows)))
+        whole = model(token_ids)[torch.arange(9), lengths - 1]
     torch.testing.assert_close(quick, slow, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(slow, whole, atol=1e-5, rtol=1e-4)
+    assert predict(classifier, rows).equal(whole.argmax(dim=-1))
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing_for_200_messages():
-    tokenizer, classifier = tokenizer_for(), Classifier(load_pretrained()).eval()
-    rows = encode_messages(load_messages()["text"][:200], tokenizer, 99)
-    pad = tokenizer.eot_token
+    model, tokenizer = load_pretrained()
+    classifier = Classifier(model).eval()
+    rows = encode_messages(load_messages()["text"][:200], tokenizer, 8192)
     with torch.no_grad():
-        alone = torch.cat([classifier(*pad_batch([row], pad)) for row in rows])
-        batched = logits_of(classifier, frozen_states(classifier, rows, pad))
+        alone = torch.cat([classifier(*pad_batch([row])) for row in rows])
+        batched = classifier(*pad_batch(frozen_states(classifier, rows)))
         padded = []
         for start in range(0, 200, 20):
-            ids, lengths = pad_batch(rows[start : start + 20], pad)
-            padded.append(classifier(F.pad(ids, (0, 50), value=pad), lengths))
+            token_ids, lengths = pad_batch(rows[start : start + 20])
+            more = F.pad(token_ids, (0, 50), value=tokenizer.eot_token)
+            padded.append(classifier(more, lengths))
     torch.testing.assert_close(batched, alone, atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.cat(padded), alone, atol=1e-4, rtol=0)
 
 
+# --- its training ---------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_each_message_alone():
+    classifier, rows = make(LLAMA), some_rows()
+    labels = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 1])
+    pairs = list(zip(rows, labels, strict=True))
+    with torch.no_grad():
+        total, count = classifier_loss(classifier, *label_batch(pairs))
+        alone = [classifier(row[None], torch.tensor([len(row)])) for row in rows]
+    by_hand = sum(-x[0].log_softmax(-1)[y] for x, y in zip(alone, labels, strict=True))
+    torch.testing.assert_close(total, by_hand, atol=1e-4, rtol=1e-4)
+    assert count == 9
+
+
+def loss_on(classifier: Classifier, rows, labels) -> float:
+    pairs = list(zip(rows, labels, strict=True))
+    return evaluate(classifier, [label_batch(pairs)], classifier_loss)
+
+
 def test_training_learns_and_keeps_the_best_epoch():
-    classifier = build(LLAMA)
-    rows = some_rows(48)
+    classifier, rows = make(LLAMA), some_rows(48)
     labels = torch.tensor([row[-1] % 2 for row in rows])
-    states = frozen_states(classifier, rows, 0)
-    pair = (states, labels)
+    states = frozen_states(classifier, rows)
+    good = (states, labels)
     before = count_parameters(classifier, trainable=True)
-    history = train_classifier(classifier, pair, pair, epochs=25, learning_rate=1e-2)
-    assert (
-        len(history) == 25
-        and history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
-    )
+    history = train_classifier(classifier, good, good, epochs=25, learning_rate=1e-2)
+    assert len(history) == 25
+    assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
     best = min(record["val_loss"] for record in history)
-    assert measure(classifier, pair)["loss"] == pytest.approx(best, rel=1e-4)
+    assert loss_on(classifier, *good) == pytest.approx(best, rel=1e-4)
+    right = (predict(classifier, states) == labels).float().mean().item()
+    assert right in [record["val_accuracy"] for record in history]
     assert count_parameters(classifier, trainable=True) == before
-    wrong = (states, 1 - labels)  # validation gets worse: the first epoch is the best
-    again = build(LLAMA)
-    history = train_classifier(again, pair, wrong, epochs=10, learning_rate=1e-2)
+
+
+def test_training_goes_back_when_it_gets_worse():
+    classifier, rows = make(LLAMA), some_rows(48)
+    labels = torch.tensor([row[-1] % 2 for row in rows])
+    states = frozen_states(classifier, rows)
+    good, wrong = (states, labels), (states, 1 - labels)
+    history = train_classifier(classifier, good, wrong, epochs=10, learning_rate=1e-2)
     losses = [record["val_loss"] for record in history]
     assert losses[-1] > min(losses)
-    assert measure(again, wrong)["loss"] == pytest.approx(min(losses), rel=1e-4)
+    assert loss_on(classifier, *wrong) == pytest.approx(min(losses), rel=1e-4)
 
 
-def test_a_classifier_comes_back(tmp_path):
-    classifier = build(GPT)
-    with torch.no_grad():
-        for p in classifier.parameters():
-            # As if it had been trained
-            p += p.requires_grad * 0.1 * torch.randn_like(p)
-    torch.manual_seed(0)
-    save_model(GPTModel(GPT), tmp_path / "base")
-    save_classifier(classifier, str(tmp_path / "base"), tmp_path / "filter")
-    again = load_classifier(tmp_path / "filter")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        first, second = (
-            classify(c, TOKENIZER, "win a prize") for c in (classifier, again)
-        )
-    assert first == second and first[0] in LABELS and 0.5 <= first[1] <= 1
-    with pytest.warns(UserWarning, match="cut to 40 tokens"):
-        classify(again, TOKENIZER, "win " * 100)
+def test_training_from_token_ids_equals_training_from_states():
+    rows = some_rows(24)
+    labels = torch.tensor([row[-1] % 2 for row in rows])
+    histories = []
+    for prepare in (lambda classifier, rows: rows, frozen_states):
+        classifier = make(LLAMA)
+        pair = (prepare(classifier, rows), labels)
+        torch.manual_seed(5)  # the order of the messages
+        histories.append(train_classifier(classifier, pair, pair, epochs=2))
+    for from_ids, from_states in zip(*histories, strict=True):
+        assert from_ids == pytest.approx(from_states, rel=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_holds_something(batch_size):
+    pair = (some_rows(), torch.zeros(9, dtype=torch.long))
+    with pytest.raises(ValueError, match=f"positive.*batch_size={batch_size}"):
+        train_classifier(make(GPT), pair, pair, batch_size=batch_size)
 
 
 def test_paired_difference():
     ours, theirs = torch.tensor([1, 1, 0, 1]).bool(), torch.tensor([0, 1, 0, 1]).bool()
-    assert compared(ours, theirs) == "+25.0 points, between -24.0 and +74.0"
+    expected = "+25.0 points, between -24.0 and +74.0"
+    assert paired_difference(ours, theirs) == expected
 
 
-def test_other_labels_come_back(tmp_path):
-    torch.manual_seed(0)
-    save_model(GPTModel(GPT), tmp_path / "base")
-    three = Classifier(
-        load_pretrained(tmp_path / "base"), ("bad", "so-so", "good")
-    ).eval()
-    save_classifier(three, str(tmp_path / "base"), tmp_path / "three")
-    again = load_classifier(tmp_path / "three")
-    assert again.labels == ("bad", "so-so", "good")
-    assert classify(again, TOKENIZER, "win") == classify(three, TOKENIZER, "win")
-    with pytest.raises(ValueError, match="nothing is saved in"):
+# --- its file -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [LABELS, ("bad", "so-so", "good")])
+def test_a_classifier_comes_back(tmp_path, labels):
+    save_model(build(GPT), tmp_path / "base", TOKENIZER)
+    model, _ = load_pretrained(tmp_path / "base")
+    classifier = Classifier(model, labels, n_trained=2).eval()
+    with torch.no_grad():
+        for p in classifier.parameters():  # as if it had been trained
+            p += p.requires_grad * 0.1 * torch.randn_like(p)
+    save_classifier(classifier, str(tmp_path / "base"), tmp_path / "filter")
+    again, tokenizer = load_classifier(tmp_path / "filter")
+    assert again.labels == labels and again.n_frozen == 1
+    answer = classify(again, tokenizer, "win a prize")
+    assert answer == classify(classifier, TOKENIZER, "win a prize")
+    assert answer[0] in labels and 1 / len(labels) <= answer[1] <= 1
+    with pytest.raises(ValueError, match="context of 40"):
+        classify(again, tokenizer, "win " * 100)
+
+
+def test_a_classifier_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="four.*settings.json is missing"):
         load_classifier(tmp_path / "four")
