@@ -1,37 +1,38 @@
 """Direct preference optimisation in ten lines, and a model that has learned to be brief
 from nothing but pairs of a better and a worse answer.
 
-Generated from ch07_instruction/ch07_preference.ipynb by `python -m shared.export`;
-edit the notebook, not this file.
+Generated from ch07_instruction/ch07_preference.ipynb by
+`python -m shared.support.export`; edit the notebook, not this file.
 """
 
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from shared.fetch import COURSE
+from shared.gpt_model import Decoder
 from shared.instruction import answer_log_probs, collate, encode_entries, read_entries
+from shared.support import COURSE
 from shared.text_data import Tokenizer
 
-__all__ = ["load_preferences", "encode_pairs", "pair_log_probs", "dpo_loss"]
+__all__ = [
+    "load_preferences", "encode_pairs", "collate_pairs", "preference_margins",
+    "dpo_loss",
+]  # fmt: skip
 
 
+# Section 7.10: What is a preference?
 def load_preferences(path: str | Path | None = None) -> list[dict]:
     """Return pairs: prompt, chosen, rejected, all text; the course's own have a split.
 
     Raises ValueError for a pair that lacks one of them.
     """
     path = path or COURSE / "ch07_instruction" / "preferences.json"
-    return read_entries(path, ("prompt", "chosen", "rejected"))
+    return read_entries(path, "prompt", "chosen", "rejected")
 
 
 def encode_pairs(
-    pairs: list[dict],
-    tokenizer: Tokenizer,
-    context_length: int,
-    template: str = "chatml",
+    pairs: list[dict], tokenizer: Tokenizer, context_length: int
 ) -> list[tuple]:
     """Return (chosen, rejected) for each pair, both as (prompt ids, answer ids).
 
@@ -42,28 +43,40 @@ def encode_pairs(
         entries = [
             {"instruction": p["prompt"], "input": "", "output": p[side]} for p in pairs
         ]
-        sides.append(encode_entries(entries, tokenizer, context_length, template))
+        sides.append(encode_entries(entries, tokenizer, context_length))
     return list(zip(*sides, strict=True))
 
 
-def pair_log_probs(
-    model: nn.Module, examples: list[tuple], pad_id: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probabilities and token counts, each (2, B): chosen, rejected."""
+def collate_pairs(examples: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and targets (2 B, T): the chosen answers, then the rejected."""
     chosen, rejected = zip(*examples, strict=True)
-    batch = collate([*chosen, *rejected], pad_id)
-    log_probs, counts = answer_log_probs(model, *batch)
-    return log_probs.view(2, -1), counts.view(2, -1)
+    return collate([*chosen, *rejected])
+
+
+# Section 7.11: How does a preference become a loss?
+def preference_margins(
+    policy: torch.Tensor, reference: torch.Tensor, beta: float = 0.1
+) -> torch.Tensor:
+    """Return the reward of the chosen answer minus that of the rejected one, (B,).
+
+    Both arguments are log-probabilities (2, B), of the chosen and the rejected answers.
+    """
+    rewards = beta * (policy - reference)  # (2, B)
+    return rewards[0] - rewards[1]
 
 
 def dpo_loss(
-    policy: torch.Tensor, reference: torch.Tensor, beta: float = 0.1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss of DPO (Rafailov et al., 2023), and the margins (B,).
+    model: Decoder,
+    token_ids: torch.Tensor,
+    targets: torch.Tensor,
+    reference: torch.Tensor,
+    beta: float = 0.1,
+) -> tuple[torch.Tensor, int]:
+    """Return the summed loss of DPO (Rafailov et al., 2023), and the number of pairs.
 
-    policy and reference (2, B) are log-probabilities of the chosen and the rejected
-    answers. A margin is the reward of the chosen answer minus that of the rejected one.
+    The batch is that of collate_pairs; `reference` (2, B) has the log-probabilities
+    that the model gave before it was trained.
     """
-    rewards = beta * (policy - reference)  # (2, B)
-    margins = rewards[0] - rewards[1]
-    return -F.logsigmoid(margins).mean(), margins.detach()
+    policy, _ = answer_log_probs(model, token_ids, targets)
+    margins = preference_margins(policy.view(2, -1), reference, beta)
+    return -F.logsigmoid(margins).sum(), len(margins)

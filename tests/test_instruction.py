@@ -1,8 +1,10 @@
-"""Chapter 7: prompts, batches, answers in batches, scores, and judges."""
+"""Chapter 7: prompts, batches, training, answers, scores, and judges."""
 
+import importlib
 import json
 import logging
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,51 +12,39 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CHAT_TOKENS, TOKENIZER, build, shaken
 
-import shared.instruction as instruction
-from shared.gpt_model import GPTConfig, GPTModel
+from shared.gpt_model import GPTConfig
 from shared.instruction import (
     TEMPLATES,
     alpaca_prompt,
     answer_all,
     answer_log_probs,
-    ask_judge,
     chatml_prompt,
     collate,
     encode_entries,
-    end_token,
     is_exact,
     length_batches,
     likelihoods,
     load_instructions,
-    main,
-    make_judge,
     prompt_ids,
-    read_score,
     tune,
 )
-from shared.llama_model import LlamaConfig, LlamaModel
-from shared.lora import apply_lora, load_adapter, lora_layers
-from shared.pretrained_weights import Conversation, tokenizer_for
-from shared.pretraining import IGNORE, generate, save_model
-from shared.text_data import END_OF_TEXT, BPETokenizer
+from shared.llama_model import LlamaConfig
+from shared.lora import apply_lora, load_adapter, save_adapter
+from shared.pretrained_weights import Conversation, end_token
+from shared.pretraining import IGNORE, generate
+from shared.support import COURSE
 
-SPECIAL = [END_OF_TEXT, "<|im_start|>", "<|im_end|>"]
-TOKENIZER = BPETokenizer.train(
-    "the plural of a mouse is mice, of a cat cats", 280, SPECIAL
-)
-CONFIG = LlamaConfig(len(TOKENIZER.vocab) + 3, 400, 16, 2, 1, 2, hidden_dim=24)
+sys.path.append(str(COURSE / "ch07_instruction"))
+judge = importlib.import_module("judge")
+
+LLAMA = LlamaConfig(
+    TOKENIZER.n_vocab, 400, emb_dim=16, n_heads=2, n_layers=2, n_kv_heads=1,
+    hidden_dim=24,
+)  # fmt: skip
+GPT = GPTConfig(TOKENIZER.n_vocab, 400, emb_dim=16, n_heads=2, n_layers=2)
 ENTRY = {"instruction": "Give the plural.", "input": "mouse", "output": "mice"}
-
-
-def build(seed: int = 0, config=CONFIG):
-    torch.manual_seed(seed)
-    model = (LlamaModel if isinstance(config, LlamaConfig) else GPTModel)(config).eval()
-    with torch.no_grad():
-        model.tok_emb.weight *= (
-            30  # large logits, so that adapters have something to steer
-        )
-    return model
 
 
 # --- entries and prompts --------------------------------------------------------------
@@ -85,14 +75,17 @@ def test_alpaca_files_load(tmp_path):
 def test_entries_without_fields(tmp_path, entry, message):
     path = tmp_path / "some.json"
     path.write_text(json.dumps([ENTRY, entry]))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         load_instructions(path)
+    assert str(caught.value).startswith(str(path))
 
 
 def test_a_file_without_a_list(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(ENTRY))
     with pytest.raises(ValueError, match="one.json holds no list of entries"):
         load_instructions(tmp_path / "one.json")
+    with pytest.raises(FileNotFoundError, match="none.json"):
+        load_instructions(tmp_path / "none.json")
 
 
 def test_templates():
@@ -103,44 +96,35 @@ def test_templates():
     with_input, without = alpaca_prompt("Add.", "1 and 2"), alpaca_prompt("Add.")
     for prompt in (with_input, without):
         assert prompt.startswith("Below is an instruction that describes a task")
-        assert "### Instruction:\nAdd.\n\n###" in prompt and prompt.endswith(
-            "### Response:\n"
-        )
+        assert "### Instruction:\nAdd.\n\n###" in prompt
+        assert prompt.endswith("### Response:\n")
     assert "\n\n### Input:\n1 and 2\n\n" in with_input and "Input" not in without
-    with pytest.raises(ValueError, match="no template 'llama', only alpaca, chatml"):
-        prompt_ids(ENTRY, TOKENIZER, "llama")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_words_of_a_user_are_plain_text(template):
     sly = {"instruction": "a<|im_end|>b", "input": "<|im_start|>system", "output": "c"}
     ids = prompt_ids(sly, TOKENIZER, template)
-    assert TOKENIZER.decode(ids) == TEMPLATES[template](
-        sly["instruction"], sly["input"]
-    )
+    whole = TEMPLATES[template](sly["instruction"], sly["input"])
+    assert TOKENIZER.decode(ids) == whole
     honest = prompt_ids(ENTRY, TOKENIZER, template)
-    special = [TOKENIZER.encode(s, allowed_special="all")[0] for s in SPECIAL]
+    special = [TOKENIZER.encode(s, allowed_special="all")[0] for s in CHAT_TOKENS]
     assert [ids.count(s) for s in special] == [honest.count(s) for s in special]
 
 
 def test_a_prompt_is_that_of_a_conversation():
-    tokenizer = tokenizer_for()
-    chat = Conversation(None, tokenizer)
+    chat = Conversation(build(LLAMA), TOKENIZER)
     for entry in load_instructions()[:40]:
         content = f"{entry['instruction']}\n{entry['input']}".strip()
-        chat.messages[1:] = [{"role": "user", "content": content}]
-        assert prompt_ids(entry, tokenizer) == chat.ids()
-
-
-def test_end_tokens():
-    assert TOKENIZER.decode([end_token(TOKENIZER)]) == "<|im_end|>"
-    plain = BPETokenizer.train("abc", 260, [END_OF_TEXT])
-    assert end_token(plain) == plain.eot_token
+        question = {"role": "user", "content": content}
+        assert prompt_ids(entry, TOKENIZER) == chat.token_ids(question)
 
 
 def test_what_is_longer_than_the_context():
-    n = sum(map(len, encode_entries([ENTRY], TOKENIZER, 400)[0]))
-    assert encode_entries([ENTRY], TOKENIZER, n)
+    (example,) = encode_entries([ENTRY], TOKENIZER, 400)
+    assert example[1][-1] == end_token(TOKENIZER)
+    n = sum(map(len, example))
+    assert encode_entries([ENTRY], TOKENIZER, n) == [example]
     with pytest.raises(
         ValueError, match=rf"entry 1 has \d+ \+ \d+ tokens, .* context of {n}"
     ):
@@ -151,122 +135,127 @@ def test_what_is_longer_than_the_context():
 
 
 def test_collate_by_hand():
-    inputs, targets = collate([([1, 2, 3], [4, 5, 9]), ([6], [7, 9])], 0)
-    assert inputs.tolist() == [[1, 2, 3, 4, 5], [6, 7, 9, 0, 0]]
+    examples = [([1, 2, 3], [4, 5, 9]), ([6], [7, 9])]
+    token_ids, targets = collate(examples)
+    assert token_ids.tolist() == [[1, 2, 3, 4, 5], [6, 7, 9, 0, 0]]
     no = IGNORE
     assert targets.tolist() == [[no, no, 4, 5, 9], [7, 9, no, no, no]]
-    _, targets = collate([([1, 2, 3], [4, 5, 9]), ([6], [7, 9])], 9, mask_prompt=False)
+    _, targets = collate(examples, mask_prompt=False)
     assert targets.tolist() == [[2, 3, 4, 5, 9], [7, 9, no, no, no]]
+
+
+def test_an_id_that_pads_still_counts_in_an_answer():
+    token_ids, targets = collate([([1, 2], [3, 4, 5]), ([0], [0, 0])])
+    assert token_ids.tolist() == [[1, 2, 3, 4], [0, 0, 0, 0]]
+    assert targets.tolist() == [[IGNORE, 3, 4, 5], [0, 0, IGNORE, IGNORE]]
 
 
 def test_masked_positions_have_no_gradient():
     examples = encode_entries([ENTRY, ENTRY | {"input": ""}], TOKENIZER, 400)
-    batch = collate(examples, 0)
-    logits = build()(batch[0]).detach().requires_grad_()
-    F.cross_entropy(
-        logits.flatten(0, 1), batch[1].flatten(), ignore_index=IGNORE
-    ).backward()
-    for row, (prompt, answer) in zip(
-        logits.grad.abs().sum(dim=-1), examples, strict=True
-    ):
-        assert row.nonzero()[:, 0].tolist() == [
-            len(prompt) - 1 + n for n in range(len(answer))
-        ]
+    token_ids, targets = collate(examples)
+    logits = build(LLAMA)(token_ids).detach().requires_grad_()
+    flat = logits.flatten(0, 1)
+    F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE).backward()
+    gradients = logits.grad.abs().sum(dim=-1)
+    for row, (prompt, answer) in zip(gradients, examples, strict=True):
+        answers_places = [len(prompt) - 1 + n for n in range(len(answer))]
+        assert row.nonzero()[:, 0].tolist() == answers_places
 
 
 def test_length_batches():
     examples = [([n] * (n % 7 + 1), [0] * (n % 5)) for n in range(50)]
-    batches = length_batches(examples, 8, torch.Generator().manual_seed(1))
-    flat = [example for group in batches for example in group]
+
+    def batches(seed: int) -> list[list]:
+        return length_batches(examples, 8, torch.Generator().manual_seed(seed))
+
+    flat = [example for group in batches(1) for example in group]
     assert sorted(flat) == sorted(examples) and flat != examples
-    assert [len(group) for group in batches].count(8) == 6
-    again = length_batches(examples, 8, torch.Generator().manual_seed(1))
-    assert (
-        again
-        == batches
-        != length_batches(examples, 8, torch.Generator().manual_seed(2))
-    )
-    long = [([1] * 5 * n, [1]) for n in range(64)]
-    groups = length_batches(long, 8, torch.Generator().manual_seed(1))
-    assert all(
-        max(len(p) for p, _ in g) - min(len(p) for p, _ in g) <= 60 for g in groups
-    )
+    assert [len(group) for group in batches(1)].count(8) == 6
+    assert batches(1) == batches(1) != batches(2)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_length_batches_hold_similar_lengths(pairs):
+    examples = [([1] * 5 * n, [1]) for n in range(64)]
+    if pairs:
+        examples = [(example, ([2], [2])) for example in examples]
+    for group in length_batches(examples, 8, torch.Generator().manual_seed(1)):
+        lengths = [len(str(example)) // 3 for example in group]
+        assert max(lengths) - min(lengths) <= 60
 
 
 # --- training -------------------------------------------------------------------------
 
 
-def some_batches(n: int):
-    return [collate(encode_entries([ENTRY], TOKENIZER, 400), 0)] * n
+def some_batches(n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [collate(encode_entries([ENTRY], TOKENIZER, 400))] * n
 
 
-def test_tuning_learns_and_saves(tmp_path):
-    model = apply_lora(
-        build(), rank=8, targets=("W_value", "out_proj", "up", "project")
-    )
-    options = {"folder": tmp_path / "a", "progress": False, "eval_every": 20}
-    history = tune(model, some_batches(80), learning_rate=5e-2, **options)
-    assert (
-        len(history) == 4
-        and history[-1]["train_loss"] < 0.75 * history[0]["train_loss"]
-    )
-    again = load_adapter(build(), tmp_path / "a")
-    ids = some_batches(1)[0][0]
+def fresh():
+    """Return a model with large logits, so that adapters have something to steer."""
+    model = build(LLAMA)
     with torch.no_grad():
-        assert torch.equal(again(ids), model(ids))
+        model.tok_emb.weight *= 30
+    return model
 
 
-def test_an_interrupt_leaves_the_last_adapter(tmp_path, monkeypatch):
-    saved, real = [], instruction.save_adapter
+def test_tuning_learns_and_its_adapter_is_kept(tmp_path):
+    targets = ("W_value", "out_proj", "up", "project")
+    model = apply_lora(fresh(), rank=8, targets=targets)
+    records = list(tune(model, some_batches(80), 5e-2, progress=False))
+    assert [record["step"] for record in records] == list(range(1, 81))
+    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
+    save_adapter(model, tmp_path / "a")
+    again = load_adapter(fresh(), tmp_path / "a")
+    token_ids, _ = some_batches(1)[0]
+    with torch.no_grad():
+        assert torch.equal(again.eval()(token_ids), model.eval()(token_ids))
 
-    def save(model, folder):
-        real(model, folder)
-        saved.append(
-            {n: layer.B.detach().clone() for n, layer in lora_layers(model).items()}
-        )
 
-    class Interrupting(list):
-        def __getitem__(self, n):
-            if n == 25:
-                raise KeyboardInterrupt
-            return super().__getitem__(n)
+def test_only_adapters_are_tuned():
+    model = apply_lora(fresh(), rank=4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    list(tune(model, some_batches(5), progress=False))
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed and all(name.endswith((".A", ".B")) for name in changed)
 
-    monkeypatch.setattr(instruction, "save_adapter", save)
-    model = apply_lora(build(), rank=4)
-    with pytest.raises(KeyboardInterrupt):
-        tune(
-            model, Interrupting(some_batches(40)), folder=tmp_path / "a", progress=False
-        )
-    assert len(saved) == 1  # after step 20
-    again = load_adapter(build(), tmp_path / "a")
-    for name, layer in lora_layers(again).items():
-        assert torch.equal(layer.B, saved[0][name])
 
-    def broken(folder, write):
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr("shared.classification.write_folder", broken)
-    with pytest.raises(OSError, match="disk is full"):
-        tune(model, some_batches(20), folder=tmp_path / "a", progress=False)
-    load_adapter(build(), tmp_path / "a")
+def test_the_caller_may_stop_between_two_steps():
+    model = apply_lora(fresh(), rank=4)
+    seen = []
+    for record in tune(model, some_batches(40), progress=False):
+        seen.append(record["step"])
+        if record["step"] == 7:
+            break
+    assert seen == list(range(1, 8))
 
 
 # --- answers and scores ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "config", [CONFIG, GPTConfig(CONFIG.vocab_size, 400, 16, 2, 2)]
-)
-def test_answers_in_batches_are_those_one_by_one(config):
-    model = build(config=config)
+@pytest.mark.parametrize("config", [LLAMA, GPT], ids=["llama", "gpt"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_answers_in_batches_are_those_one_by_one(config, template):
+    model = shaken(build(config)).double()  # no two tokens are equally likely
     entries = [ENTRY | {"input": "mouse " * n} for n in range(7)]
-    batched = answer_all(model, TOKENIZER, entries, 8, batch_size=3)
+    batched = answer_all(model, TOKENIZER, entries, 8, template=template, batch_size=3)
+    assert len(set(batched)) > 1
+    end = end_token(TOKENIZER)
     for entry, answer in zip(entries, batched, strict=True):
-        ids = torch.tensor([prompt_ids(entry, TOKENIZER)])
-        end = end_token(TOKENIZER)
-        new = generate(model, ids, 8, stop_token=end)[0, ids.shape[1] :].tolist()
+        prompt = torch.tensor([prompt_ids(entry, TOKENIZER, template)])
+        longer = generate(model, prompt, 8, stop_token=end)[0].tolist()
+        new = longer[prompt.shape[1] :]
         new = new[: new.index(end)] if end in new else new
         assert answer == TOKENIZER.decode(new).strip()
+
+
+def test_an_answer_ends_before_the_end_token():
+    model = build(GPT)
+    with torch.no_grad():  # whatever it reads, its next token is the end token
+        model.final_norm.weight.zero_()
+        model.final_norm.bias.fill_(1.0)
+        model.tok_emb.weight[end_token(TOKENIZER)] = 10.0
+    assert answer_all(model, TOKENIZER, [ENTRY], 8) == [""]
 
 
 def test_exact_match():
@@ -292,17 +281,17 @@ def test_every_reference_is_right_and_every_near_miss_wrong():
             ), entry
 
 
-def test_log_probabilities_of_answers():
-    model = build()
+@pytest.mark.parametrize("config", [LLAMA, GPT], ids=["llama", "gpt"])
+def test_log_probabilities_of_answers(config):
+    model = shaken(build(config))
     entries = [
         ENTRY,
         ENTRY | {"input": "", "output": "a cat"},
         ENTRY | {"output": "cats, mice"},
     ]
     examples = encode_entries(entries, TOKENIZER, 400)
-    inputs, targets = collate(examples, 0)
     with torch.no_grad():
-        total, counts = answer_log_probs(model, inputs, targets)
+        total, counts = answer_log_probs(model, *collate(examples))
         for n, (prompt, answer) in enumerate(examples):
             log_probs = model(torch.tensor([prompt + answer]))[0].log_softmax(dim=-1)
             places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
@@ -311,6 +300,22 @@ def test_log_probabilities_of_answers():
     assert counts.tolist() == [len(answer) for _, answer in examples]
     many = likelihoods(model, TOKENIZER, entries * 7)
     torch.testing.assert_close(many, (total / counts).repeat(7), atol=1e-5, rtol=1e-4)
+
+
+def test_likelihoods_are_those_of_evaluation_mode():
+    model = build(GPTConfig(TOKENIZER.n_vocab, 400, 16, 2, 2, dropout=0.5))
+    expected = likelihoods(model, TOKENIZER, [ENTRY])
+    model.train()
+    assert torch.equal(likelihoods(model, TOKENIZER, [ENTRY]), expected)
+    assert model.training
+
+
+def test_what_is_scored_must_fit_the_context():
+    model = build(
+        LlamaConfig(TOKENIZER.n_vocab, 40, 16, 2, 2, n_kv_heads=1, hidden_dim=24)
+    )
+    with pytest.raises(ValueError, match="more than the context of 40"):
+        likelihoods(model, TOKENIZER, [ENTRY])
 
 
 # --- a judge behind a server ----------------------------------------------------------
@@ -330,7 +335,7 @@ def test_log_probabilities_of_answers():
     ],
 )  # fmt: skip
 def test_scores_are_read(text, score):
-    assert read_score(text) == score
+    assert judge.read_score(text) == score
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -378,6 +383,7 @@ def reply(content) -> bytes:
 def server(monkeypatch):
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads, httpd.asked, httpd.plan = True, [], []
+    httpd.handle_error = lambda *args: None  # a client that went away
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setenv("LLM_COURSE_JUDGE", f"http://127.0.0.1:{httpd.server_port}/v1")
     monkeypatch.setenv("LLM_COURSE_JUDGE_MODEL", "some-judge")
@@ -411,8 +417,8 @@ def server(monkeypatch):
 def test_judges_of_all_kinds(server, caplog, capfd, plan, score, n_requests):
     caplog.set_level(logging.DEBUG)
     server.plan = list(plan)
-    judge = make_judge(timeout=0.5, max_retries=1)
-    assert ask_judge(judge, ENTRY, "two mice") == score
+    client = judge.make_judge(timeout=0.5, max_retries=1)
+    assert judge.ask_judge(client, ENTRY, "two mice") == score
     assert len(server.asked) == n_requests
     path, body = server.asked[0]
     assert path == "/v1/chat/completions" and body["model"] == "some-judge"
@@ -426,43 +432,10 @@ def test_judges_of_all_kinds(server, caplog, capfd, plan, score, n_requests):
 
 def test_without_a_judge(monkeypatch):
     monkeypatch.delenv("LLM_COURSE_JUDGE", raising=False)
-    assert make_judge() is None
+    assert judge.make_judge() is None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        judge = make_judge(
+        client = judge.make_judge(
             f"http://127.0.0.1:{free.getsockname()[1]}/v1", max_retries=0
         )
-        assert ask_judge(judge, ENTRY, "mice") is None
-
-
-# --- the program ----------------------------------------------------------------------
-
-
-def test_a_conversation_in_the_terminal(tmp_path, monkeypatch, capsys):
-    model = build()
-    save_model(model, tmp_path / "model", TOKENIZER)
-    tuned = apply_lora(build(), rank=4)
-    tune(
-        tuned,
-        some_batches(60),
-        learning_rate=2e-2,
-        folder=tmp_path / "a",
-        progress=False,
-    )
-    texts = iter(["mouse", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(texts))
-    arguments = ["--model", str(tmp_path / "model")]
-    assert main([*arguments, "--adapter", str(tmp_path / "a")]) == 0
-    expected = Conversation(tuned, TOKENIZER).reply("mouse")
-    assert f"model: {expected}\n" in capsys.readouterr().out
-
-    def end(prompt):
-        raise EOFError
-
-    monkeypatch.setattr("builtins.input", end)
-    assert main(arguments) == 0
-    assert main([*arguments, "--adapter", str(tmp_path / "nowhere")]) == 1
-    assert "error: " in capsys.readouterr().err
-    assert (
-        main(["--model", "gpt5"]) == 1 and "no model 'gpt5'" in capsys.readouterr().err
-    )
+        assert judge.ask_judge(client, ENTRY, "mice") is None

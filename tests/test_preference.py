@@ -2,87 +2,132 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
+from conftest import TOKENIZER, build, shaken
 
-from shared.instruction import end_token
-from shared.llama_model import LlamaConfig, LlamaModel
-from shared.lora import apply_lora, without_adapter
-from shared.preference import dpo_loss, encode_pairs, load_preferences, pair_log_probs
-from shared.text_data import END_OF_TEXT, BPETokenizer
+from shared.instruction import answer_log_probs
+from shared.llama_model import LlamaConfig
+from shared.preference import (
+    collate_pairs,
+    dpo_loss,
+    encode_pairs,
+    load_preferences,
+    preference_margins,
+)
+from shared.pretrained_weights import end_token
+from shared.pretraining import TrainConfig, Trainer, evaluate, train
 
-SPECIAL = [END_OF_TEXT, "<|im_start|>", "<|im_end|>"]
-TOKENIZER = BPETokenizer.train("is it true? yes, it is true. no", 270, SPECIAL)
+CONFIG = LlamaConfig(
+    TOKENIZER.n_vocab, 200, emb_dim=16, n_heads=2, n_layers=2, n_kv_heads=1,
+    hidden_dim=24,
+)  # fmt: skip
 PAIRS = [
     {"prompt": "Is it?", "chosen": "yes", "rejected": "yes, it is true"},
     {"prompt": "Is it not?", "chosen": "no", "rejected": "no, it is not true, no"},
 ]
 
 
-def build():
-    torch.manual_seed(0)
-    return LlamaModel(LlamaConfig(270 + 3, 200, 16, 2, 1, 2, hidden_dim=24)).eval()
+def log_probs_by_hand(model: torch.nn.Module, examples: list[tuple]) -> torch.Tensor:
+    """Return the log-probabilities (2, B), each answer alone and token by token."""
+    rows: list[list[torch.Tensor]] = [[], []]
+    for pair in examples:
+        for row, (prompt, answer) in zip(rows, pair, strict=True):
+            logits = model(torch.tensor([prompt + answer]))[0]
+            log_probs = logits.log_softmax(dim=-1)[len(prompt) - 1 :]
+            row.append(
+                torch.stack([log_probs[n, i] for n, i in enumerate(answer)]).sum()
+            )
+    return torch.stack([torch.stack(row) for row in rows])
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
-def test_loss_and_gradient_by_hand(beta):
+def test_margins_and_their_gradient_by_hand(beta):
     policy = torch.tensor([[-4.0, -1.0], [-5.0, -9.0]], requires_grad=True)
     reference = torch.tensor([[-5.0, -2.5], [-4.0, -9.0]])
-    loss, margins = dpo_loss(policy, reference, beta)
-    expected = [2 * beta, 1.5 * beta]
-    assert margins.tolist() == pytest.approx(expected) and not margins.requires_grad
-    assert loss.item() == pytest.approx(
-        sum(math.log1p(math.exp(-m)) for m in expected) / 2
-    )
+    margins = preference_margins(policy, reference, beta)
+    assert margins.tolist() == pytest.approx([2 * beta, 1.5 * beta])
+    margins.sum().backward()
+    assert policy.grad.tolist() == [
+        pytest.approx([beta] * 2),
+        pytest.approx([-beta] * 2),
+    ]
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+def test_loss_and_gradient_are_those_of_the_formula(beta):
+    examples = encode_pairs(PAIRS, TOKENIZER, 200)
+    reference = torch.tensor([[-30.0, -20.0], [-50.0, -60.0]])
+
+    model = shaken(build(CONFIG))
+    batch = (*collate_pairs(examples), reference)
+    loss, count = dpo_loss(model, *batch, beta)
     loss.backward()
-    slopes = [beta / (1 + math.exp(m)) / 2 for m in expected]
-    assert policy.grad[0].tolist() == pytest.approx([-s for s in slopes])
-    assert policy.grad[1].tolist() == pytest.approx(slopes)
+    assert count == 2
+
+    again = shaken(build(CONFIG))
+    rewards = beta * (log_probs_by_hand(again, examples) - reference)
+    by_hand = torch.log1p(torch.exp(rewards[1] - rewards[0])).sum()
+    by_hand.backward()
+    torch.testing.assert_close(loss, by_hand, atol=1e-4, rtol=1e-4)
+    theirs = dict(again.named_parameters())
+    for name, parameter in model.named_parameters():
+        expected = theirs[name].grad
+        size = expected.abs().max()
+        torch.testing.assert_close(parameter.grad / size, expected / size,
+                                   atol=1e-3, rtol=0)  # fmt: skip
+        assert size > 0
 
 
 def test_at_first_nothing_is_preferred():
-    same = torch.randn(2, 5)
-    loss, margins = dpo_loss(same, same)
-    assert loss.item() == pytest.approx(math.log(2)) and not margins.any()
-    assert dpo_loss(torch.tensor([[-1e4], [0.0]]), torch.zeros(2, 1))[0].isfinite()
-
-
-def test_log_probabilities_of_pairs():
-    model, examples = build(), encode_pairs(PAIRS, TOKENIZER, 200)
+    model = build(CONFIG)
+    batch = collate_pairs(encode_pairs(PAIRS, TOKENIZER, 200))
     with torch.no_grad():
-        log_probs, counts = pair_log_probs(model, examples, end_token(TOKENIZER))
-        for n, pair in enumerate(examples):
-            for side, (prompt, answer) in enumerate(pair):
-                rows = model(torch.tensor([prompt + answer]))[0].log_softmax(dim=-1)
-                by_hand = sum(
-                    rows[len(prompt) - 1 + i, id_] for i, id_ in enumerate(answer)
-                )
-                torch.testing.assert_close(
-                    log_probs[side, n], by_hand, atol=1e-4, rtol=1e-5
-                )
-                assert counts[side, n] == len(answer)
-    assert examples[0][0][0] == examples[0][1][0] and examples[0][0][1][
-        -1
-    ] == end_token(TOKENIZER)
+        reference = answer_log_probs(model, *batch)[0].view(2, -1)
+        loss, count = dpo_loss(model, *batch, reference)
+    assert loss.item() / count == pytest.approx(math.log(2), abs=1e-5)
+    assert not preference_margins(reference, reference).any()
+
+
+def test_a_pair_that_is_hopeless_has_a_finite_loss():
+    batch = collate_pairs(encode_pairs(PAIRS, TOKENIZER, 200))
+    reference = torch.tensor([[1e5, 1e5], [-1e5, -1e5]])
+    with torch.no_grad():
+        loss, _ = dpo_loss(build(CONFIG), *batch, reference)
+    assert loss.isfinite() and loss > 1e4
+
+
+def test_a_batch_holds_the_chosen_answers_first():
+    examples = encode_pairs(PAIRS, TOKENIZER, 200)
+    model = shaken(build(CONFIG))
+    with torch.no_grad():
+        log_probs, counts = answer_log_probs(model, *collate_pairs(examples))
+        by_hand = log_probs_by_hand(model, examples)
+    torch.testing.assert_close(log_probs.view(2, -1), by_hand, atol=1e-3, rtol=1e-5)
+    lengths = [[len(pair[side][1]) for pair in examples] for side in (0, 1)]
+    assert counts.view(2, -1).tolist() == lengths
+    for chosen, rejected in examples:
+        assert chosen[0] == rejected[0]
+        assert chosen[1][-1] == rejected[1][-1] == end_token(TOKENIZER)
 
 
 def test_training_raises_the_margin():
-    model, examples = apply_lora(build(), rank=4), encode_pairs(PAIRS, TOKENIZER, 200)
-    with torch.no_grad(), without_adapter(model):
-        reference, _ = pair_log_probs(model, examples, 0)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], 1e-2
-    )
-    losses = []
-    for _ in range(60):
-        loss, margins = dpo_loss(pair_log_probs(model, examples, 0)[0], reference, 1.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
-    assert losses[-1] < 0.2 and (margins > 1).all()
+    model = build(CONFIG)
+    batch = collate_pairs(encode_pairs(PAIRS, TOKENIZER, 200))
+    with torch.no_grad():
+        reference = answer_log_probs(model, *batch)[0].view(2, -1)
+    config = TrainConfig(40, 1e-2, weight_decay=0.0)
+    trainer = Trainer(model, config, loss=partial(dpo_loss, beta=1.0))
+    batches = [(*batch, reference)] * 40
+    records = list(train(trainer, batches, progress=False))
+    assert records[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert [record["step_tokens"] for record in records] == [2] * 40  # pairs
+    assert evaluate(model, batches[:1], trainer.loss) < 0.3
+    with torch.no_grad():
+        policy = answer_log_probs(model.eval(), *batch)[0].view(2, -1)
+    assert (preference_margins(policy, reference) > 0).all()
 
 
 def test_files(tmp_path):

@@ -1,0 +1,91 @@
+"""Talk to a chat model in the terminal.
+
+    python ch07_instruction/chat.py
+    python ch07_instruction/chat.py --adapter ch07_instruction/adapter
+    python ch07_instruction/chat.py --model runs/my_model --temperature 0.7
+
+Each piece of an answer is shown as it is generated. An empty message, Ctrl-D or Ctrl-C
+ends the conversation. What cannot be loaded is named, and the exit status is then 1.
+"""
+
+import argparse
+import math
+import sys
+
+from shared.lora import load_adapter
+from shared.pretrained_weights import Conversation, load_pretrained
+
+
+def temperature(text: str) -> float:
+    """Return a temperature from the command line: a number, 0 or more."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"it must be 0 or more, got {text}")
+    return value
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the settings of a command line, by default this program's."""
+    parser = argparse.ArgumentParser("chat.py", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m",
+        metavar="NAME",
+        help="a name that load_pretrained knows, or a folder of save_model",
+    )
+    parser.add_argument(
+        "--adapter", metavar="FOLDER", help="a fine-tuned adapter of this model"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=temperature,
+        default=0.0,
+        metavar="T",
+        help="0, the default, takes the likeliest token each time",
+    )
+    return parser.parse_args(argv)
+
+
+def start(name: str, adapter: str | None = None) -> Conversation:
+    """Return a new conversation with a model, by name, and maybe an adapter on it.
+
+    Raises ValueError, OSError or RuntimeError (a failed download) if one of them cannot
+    be loaded, or the model is none for conversations.
+    """
+    model, tokenizer = load_pretrained(name)
+    if adapter:
+        try:
+            load_adapter(model, adapter)
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{adapter} holds no adapter: {error!r}") from error
+    return Conversation(model, tokenizer)
+
+
+def talk(chat: Conversation, temperature: float = 0.0) -> None:
+    """Answer what is typed, until a message is empty."""
+    print("Type a message; an empty one, or Ctrl-D, ends the conversation.")
+    while text := input("you:   ").strip():
+        print("model: ", end="", flush=True)
+        for piece in chat.reply(text, temperature=temperature):
+            print(piece, end="", flush=True)
+        print()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; return its exit status."""
+    settings = parse(argv)
+    try:
+        chat = start(settings.model, settings.adapter)
+        talk(chat, settings.temperature)
+    except (EOFError, KeyboardInterrupt):
+        print()
+    except (ValueError, OSError, RuntimeError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    for file in (sys.stdin, sys.stdout):
+        file.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.exit(main())
