@@ -14,5 +14,7 @@ def lines_of_code(source: str) -> int:
     holder = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, holder) and ast.get_docstring(node) is not None:
-            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+            docstring = node.body[0]
+            last = docstring.end_lineno or docstring.lineno
+            code -= set(range(docstring.lineno, last + 1))
     return len(code)

@@ -11,7 +11,7 @@ from code_lines import lines_of_code
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(ROOT.glob("ch*/*.ipynb"))
 FIGURES = sorted(ROOT.glob("ch*/figures/*.svg"))
-PLAIN_CELL, DEFINING_CELL, FINAL_CLASS = 15, 45, 90  # most lines of code in a cell
+PLAIN_CELL, DEFINING_CELL = 15, 45  # most lines of code in a cell
 LARGEST_NOTEBOOK = 1.5 * 2**20  # bytes
 COLORS = {"#0072B2", "#009E73", "#E69F00", "#D55E00"}
 
@@ -41,17 +41,15 @@ def test_there_are_notebooks_and_figures():
     assert len(NOTEBOOKS) >= 2 and len(FIGURES) >= 2
 
 
+def test_cell_ids_are_unique_in_the_course():
+    ids = [cell.id for path in NOTEBOOKS for cell in cells_of(path)]
+    assert len(ids) == len(set(ids)), {i for i in ids if ids.count(i) > 1}
+
+
 @each_notebook
 def test_code_cells_are_short(path):
     for number, cell in code_cells(path):
-        if is_plain(cell.source):
-            limit = PLAIN_CELL
-        elif cell.source.startswith("#| export") and re.search(
-            r"^class ", cell.source, re.M
-        ):
-            limit = FINAL_CLASS
-        else:
-            limit = DEFINING_CELL
+        limit = PLAIN_CELL if is_plain(cell.source) else DEFINING_CELL
         size = lines_of_code(cell.source)
         assert size <= limit, (
             f"code cell {number}: {size} lines of code, at most {limit}"
@@ -59,23 +57,10 @@ def test_code_cells_are_short(path):
 
 
 @each_notebook
-def test_prose_comes_before_each_code_cell(path):
-    cells = cells_of(path)
-    for before, cell in zip(cells[:-1], cells[1:], strict=True):
-        if cell.cell_type == before.cell_type == "code":
-            # Two exceptions: the check of an output that cannot be compared, and the
-            # cell that tries out the function or class that the cell before has just
-            # defined.
-            checks = "nbval-ignore-output" in tags(before) and "assert" in cell.source
-            tries_out = not is_plain(before.source) and is_plain(cell.source)
-            assert checks or tries_out, f"no markdown before: {cell.source[:60]!r}"
-
-
-@each_notebook
 def test_outputs_are_compared(path):
     cells = code_cells(path)
     ignored = [n for n, cell in cells if "nbval-ignore-output" in tags(cell)]
-    share = 0.25 if path.parent.name[:4] in {"ch05", "ch06", "ch07"} else 0.15
+    share = 0.30 if path.parent.name[:4] in {"ch05", "ch06", "ch07"} else 0.15
     assert len(ignored) <= share * len(cells), (
         f"{len(ignored)} of {len(cells)} are not compared"
     )
@@ -133,7 +118,9 @@ def test_notebook_was_stored_from_a_full_run(path):
     )
     assert counts == list(range(1, len(counts) + 1)), advice
     for cell in cells:
-        assert set(cell["metadata"]) <= {"tags"}, f"stray metadata: {cell['metadata']}"
+        hidden = {"source_hidden": True}
+        stray = {k: v for k, v in cell["metadata"].items() if k != "tags"}
+        assert stray in ({}, {"jupyter": hidden}), f"stray metadata: {stray}"
         for output in cell.get("outputs", []):
             assert output["output_type"] != "error" or "raises-exception" in str(
                 cell["metadata"]
@@ -171,4 +158,5 @@ def test_notebook_opens_and_ends_as_all_do(path):
     assert sections
     for section in sections:
         assert "**Question:**" in section and "**Answer:**" in section, section[:60]
-    assert 'export.main(["--check"' in cells[-1].source
+    check = f'assert export.main(["--check", "{path.stem}"]) == 0'
+    assert cells[-1].source == f"from shared.support import export\n\n{check}"
