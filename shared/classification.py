@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from shared.gpt_model import Decoder
 from shared.pretrained_weights import load_pretrained
-from shared.pretraining import TrainConfig, Trainer, evaluate, train
+from shared.pretraining import TrainConfig, Trainer, train
 from shared.support import COURSE
 from shared.support.fetch import fetch
 from shared.support.files import read_trained, save_trained
@@ -213,8 +213,7 @@ def train_classifier(
     """
     pairs: Any = list(zip(*train_set, strict=True))
     loader = DataLoader(pairs, batch_size, shuffle=True, collate_fn=label_batch)
-    val_pairs: Any = list(zip(*val_set, strict=True))
-    val_loader = DataLoader(val_pairs, 64, collate_fn=label_batch)
+    val_rows = [val_set[0][i : i + 64] for i in range(0, len(val_set[0]), 64)]
     config = TrainConfig(epochs * len(loader), learning_rate, final_share=0.05)
     trainer = Trainer(classifier, config, loss=classifier_loss)
     history: list[dict[str, float]] = []
@@ -223,8 +222,12 @@ def train_classifier(
         total += record["loss"] * record["step_tokens"]
         if record["step"] % len(loader):
             continue  # the epoch is not over
-        val_loss = evaluate(classifier, val_loader, classifier_loss)
-        right = predict(classifier, val_set[0]) == val_set[1]
+        classifier.eval()
+        with torch.no_grad():
+            val_logits = torch.cat([classifier(*pad_batch(rows)) for rows in val_rows])
+        val_labels = val_set[1].to(val_logits.device)
+        val_loss = F.cross_entropy(val_logits, val_labels).item()
+        right = val_logits.argmax(dim=-1) == val_labels
         history.append({"train_loss": total / len(pairs), "val_loss": val_loss})
         history[-1]["val_accuracy"] = right.float().mean().item()
         if val_loss == min(past["val_loss"] for past in history):

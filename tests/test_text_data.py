@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiktoken.load
 import torch
-from conftest import TOKENIZER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,18 +86,6 @@ def test_gpt2_is_what_tiktoken_itself_builds(monkeypatch):
 
     same_ids()
     assert GPT2.encode(STORY) == theirs.encode(STORY)
-
-
-@pytest.mark.parametrize("tokenizer", [GPT2, TOKENIZER], ids=["tiktoken", "ours"])
-def test_every_tokenizer_has_the_same_interface(tokenizer):
-    text = "Tell them the time."
-    ids = tokenizer.encode(text, allowed_special=frozenset(), disallowed_special="all")
-    assert ids == tokenizer.encode_ordinary(text) and tokenizer.decode(ids) == text
-    assert all(isinstance(i, int) and 0 <= i < tokenizer.n_vocab for i in ids)
-    assert tokenizer.encode(END_OF_TEXT, allowed_special="all") == [tokenizer.eot_token]
-    with pytest.raises(ValueError, match="endoftext"):
-        tokenizer.encode(f"one{END_OF_TEXT}")
-    assert tokenizer.encode("") == [] and tokenizer.decode([]) == ""
 
 
 # --- windows --------------------------------------------------------------------------

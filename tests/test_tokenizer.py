@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import regex
+from conftest import TOKENIZER
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -216,7 +217,9 @@ def test_special_tokens_follow_tiktokens_rules():
 
 
 @pytest.mark.parametrize(
-    "tokenizer", [OURS, TRAINED, TRAINED_TIKTOKEN], ids=["gpt2", "own", "tiktoken"]
+    "tokenizer",
+    [GPT2, OURS, TRAINED, TRAINED_TIKTOKEN, TOKENIZER],
+    ids=["gpt2-tiktoken", "gpt2", "own", "tiktoken", "chat"],
 )
 def test_every_tokenizer_has_the_same_interface(tokenizer):
     text = "Tell them the time."
@@ -225,6 +228,8 @@ def test_every_tokenizer_has_the_same_interface(tokenizer):
     assert all(isinstance(i, int) and 0 <= i < tokenizer.n_vocab for i in ids)
     assert tokenizer.encode(END_OF_TEXT, allowed_special="all") == [tokenizer.eot_token]
     assert tokenizer.encode("") == [] and tokenizer.decode([]) == ""
+    with pytest.raises(ValueError, match="endoftext"):
+        tokenizer.encode(f"one{END_OF_TEXT}")
 
 
 # --- text in chunks -------------------------------------------------------------------
