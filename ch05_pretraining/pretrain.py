@@ -50,7 +50,7 @@ from shared.pretraining import (
     save_model,
     train,
 )
-from shared.support import files
+from shared.support import files, read_json, write_whole
 from shared.support.course import get_device
 from shared.support.tiny_tales import tales
 from shared.text_data import END_OF_TEXT, GPTDataset, create_dataloader, load_text
@@ -151,7 +151,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Settings, Path, bool]:
     if resume:
         if not (out / "settings.json").exists():
             parser.error(f"nothing to resume: {out / 'settings.json'} does not exist")
-        stored = files.read_json(out / "settings.json")
+        stored = read_json(out / "settings.json")
         changed = [name for name, value in given.items() if value != stored.get(name)]
         if fixed := [name for name in changed if name not in MAY_CHANGE]:
             parser.error(f"a resumed run keeps its settings; leave out {words(fixed)}")
@@ -214,7 +214,7 @@ def prepare_data(settings: Settings, config: GPTConfig, folder: Path) -> None:
     source: list = [config.vocab_size, config.context_length]
     source += [settings.tales, settings.seed]
     source += [[name, Path(name).stat().st_size] for name in settings.text or []]
-    if done.exists() and files.read_json(done)["source"] == source:
+    if done.exists() and read_json(done)["source"] == source:
         return
     done.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,7 @@ def prepare_data(settings: Settings, config: GPTConfig, folder: Path) -> None:
         raise ValueError(f"too little text: {n_tokens} tokens for {windows}")
     tokenizer.save(folder / "tokenizer.json")
     facts = {"train": n_tokens - n_val, "dtype": np.dtype(dtype).name, "source": source}
-    files.write_whole(done, json.dumps(facts))
+    write_whole(done, json.dumps(facts))
 
 
 def training_batches(
@@ -344,7 +344,7 @@ def clear_up(out: Path, step: int) -> None:
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("}\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        files.write_whole(log, "".join(kept))
+        write_whole(log, "".join(kept))
 
 
 # --- the run --------------------------------------------------------------------------
@@ -401,7 +401,7 @@ def make_config(settings: Settings) -> GPTConfig:
 
 def open_data(folder: Path, context_length: int) -> tuple[GPTDataset, DataLoader]:
     """Return the windows to train on, and batches for validation, no overlaps."""
-    facts = files.read_json(folder / "data.json")
+    facts = read_json(folder / "data.json")
     ids = np.memmap(folder / "all.bin", dtype=facts["dtype"], mode="c")
     n_train = facts["train"]
     windows = GPTDataset(ids[:n_train], context_length, stride=1)
@@ -430,7 +430,7 @@ def run(settings: Settings, out: Path, resume: bool, device: torch.device) -> No
     if chief:
         log = out / "log.jsonl"
         clear_up(out, trainer.step)
-        files.write_whole(out / "settings.json", json.dumps(asdict(settings), indent=1))
+        write_whole(out / "settings.json", json.dumps(asdict(settings), indent=1))
         print(f"{count_parameters(trainer.model):,} parameters, ", end="")
         print(f"a vocabulary of {config.vocab_size:,}, ", end="")
         print(f"{len(windows.token_ids):,} tokens to train on, ", end="")

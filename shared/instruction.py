@@ -15,8 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from shared.gpt_model import Decoder
 from shared.pretrained_weights import chat_prompt, end_token, fill_frame
 from shared.pretraining import IGNORE, TrainConfig, Trainer, generate, train
-from shared.support import COURSE
-from shared.support.files import read_json
+from shared.support import COURSE, read_json
 from shared.text_data import Tokenizer
 
 __all__ = [

@@ -18,8 +18,9 @@ import torch
 from shared.gpt_model import GPT_CONFIGS, Decoder, DecoderConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel, pairs_to_halves
 from shared.pretraining import load_model, stream
+from shared.support import existing
 from shared.support.fetch import FetchError, fetch_smollm2
-from shared.support.files import existing, read_tensors, set_weights, weights_of
+from shared.support.files import read_tensors, set_weights, weights_of
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer, bytes_of
 

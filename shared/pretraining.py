@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from shared.gpt_model import Decoder, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel
-from shared.support import files
+from shared.support import files, read_json
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer
 
@@ -289,12 +289,12 @@ def stream(
 
     Temperature 0 is greedy; the rest is that of sample_next. A row that has produced
     `stop_token` goes on with it; generation ends when all rows have, after
-    max_new_tokens, or when the text fills the model's context. Of a prompt that is
-    longer than the context, the last tokens are kept, half a context or more, with a
+    max_new_tokens, or when the text fills the model's context. Of a prompt that
+    leaves no room in it, the last tokens are kept, half a context or more, with a
     warning. `pad_left` (B,) int64: how many padding tokens each row starts with.
     """
     context = model.config.context_length
-    if token_ids.shape[1] > context:
+    if token_ids.shape[1] > context - min(max_new_tokens, 1):
         kept = max((context + 1) // 2, context - max_new_tokens)
         cut = token_ids.shape[1] - kept
         warnings.warn(
@@ -382,7 +382,7 @@ def load_model(folder: str | Path) -> tuple[Decoder, BPETokenizer]:
     used; both name its path.
     """
     folder = Path(folder)
-    settings = files.read_json(folder / "config.json")
+    settings = read_json(folder / "config.json")
     weights = files.read_tensors(folder / "model.safetensors")
     try:
         model_class, config_class = KINDS[settings.pop("kind")]

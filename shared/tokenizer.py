@@ -18,8 +18,8 @@ from typing import Self
 import regex
 import tiktoken
 
+from shared.support import read_json, write_whole
 from shared.support.fetch import fetch_gpt2_vocab
-from shared.support.files import read_json, write_whole
 from shared.text_data import END_OF_TEXT, GPT2_PATTERN, Specials
 
 __all__ = [

@@ -11,16 +11,14 @@ from conftest import GPT, LLAMA, build
 from safetensors.torch import save_file
 from torch import nn
 
+from shared.support import read_json, sha256_of, write_whole
 from shared.support.files import (
-    read_json,
     read_tensors,
     read_trained,
     save_trained,
     set_weights,
-    sha256_of,
     weights_of,
     write_folder,
-    write_whole,
 )
 
 

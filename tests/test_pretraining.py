@@ -405,6 +405,9 @@ def test_generate(config):
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     assert generate(model, prompt, 99).shape == (3, 16)  # the context is full
     assert torch.equal(generate(model, prompt, 0), prompt)
+    full = torch.zeros(1, 16, dtype=torch.int64)
+    with warnings.catch_warnings(action="error"):
+        assert torch.equal(generate(model, full, 0), full)
 
 
 @each_model
@@ -432,21 +435,25 @@ def test_a_stream_that_is_closed_early_leaves_the_model_as_it_was():
     assert model.training
 
 
-@pytest.mark.parametrize(("n_new", "kept"), [(6, 10), (99, 8)])
+@pytest.mark.parametrize(
+    ("n_prompt", "n_new", "kept"), [(20, 6, 10), (20, 99, 8), (16, 1, 15), (16, 99, 8)]
+)
 @pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
-def test_the_last_tokens_of_too_long_a_prompt_are_kept(config, n_new, kept):
+def test_the_last_tokens_of_too_long_a_prompt_are_kept(config, n_prompt, n_new, kept):
     model = shaken(build(config))
-    prompt = torch.randint(50, (2, 20), generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    prompt = torch.randint(50, (2, n_prompt), generator=generator)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ids = generate(model, prompt, n_new)
         steps = list(stream(model, prompt, n_new))
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 2 and messages[0] == messages[1]  # once for each call
-    assert f"20 tokens, the context 16: only the last {kept} are" in messages[0]
+    what_was_cut = f"{n_prompt} tokens, the context 16: only the last {kept} are"
+    assert what_was_cut in messages[0]
     assert caught[1].filename == __file__
     expected = generate(model, prompt[:, -kept:], n_new)[:, kept:]
-    assert torch.equal(ids[:, :20], prompt) and torch.equal(ids[:, 20:], expected)
+    assert torch.equal(ids, torch.cat([prompt, expected], dim=1))
     assert torch.equal(torch.stack(steps, dim=1), expected)
 
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.support import read_json
 from shared.support.fetch import fetch_gpt2_vocab
-from shared.support.files import read_json
 from shared.text_data import (
     END_OF_TEXT,
     GPTDataset,

@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.pretrained_weights import load_gguf
+from shared.support import read_json
 from shared.support.fetch import fetch_smollm2
-from shared.support.files import read_json
 from shared.text_data import END_OF_TEXT, load_gpt2_encoding, load_text
 from shared.tokenizer import (
     PRE_TOKENS,

@@ -31,8 +31,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from shared.support import COURSE
-from shared.support.files import read_json, write_whole
+from shared.support import COURSE, read_json, write_whole
 
 COMMAND = "python -m shared.support.export"
 DIRECTIVES = ("#| export", "#| exporti")

@@ -29,6 +29,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from shared.support import sha256_of
+
 with warnings.catch_warnings(action="ignore"):  # in notebooks, about tqdm's widgets
     import pooch
 
@@ -126,7 +128,7 @@ def verify(path: str | Path, sha256: str, source: str | None = None) -> None:
 
     The message begins with `source`, if given, instead of the path.
     """
-    if (found := pooch.file_hash(path)) != sha256:
+    if (found := sha256_of(path)) != sha256:
         words = f"was altered, get it again: expected SHA-256 {sha256}, got {found}"
         raise ValueError(f"{source or path} {words}")
 
@@ -135,7 +137,7 @@ def _state(artifact: Artifact) -> str:
     path = cache_dir() / artifact.name
     if not path.is_file():
         return "not here"
-    return "here" if pooch.file_hash(path) == artifact.sha256 else "damaged"
+    return "here" if sha256_of(path) == artifact.sha256 else "damaged"
 
 
 def _sweep() -> None:

@@ -1,11 +1,10 @@
-"""Files and folders that are written as a whole or not at all, and what goes into them.
+"""Folders that are written as a whole or not at all, and what goes into them.
 
 A model's tensors by name, the parts of a model that were trained, the checkpoints of a
 training, and models in the form of Hugging Face's transformers. No pickle is ever
 written or read: tensors are safetensors, all else is JSON.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,52 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from shared.support import existing, read_json, sha256_of
+
 if TYPE_CHECKING:
     from shared.gpt_model import Decoder
     from shared.pretraining import Trainer
     from shared.tokenizer import BPETokenizer
 
 Tensors = dict[str, torch.Tensor]
-
-# --- one file ------------------------------------------------------------------------
-
-
-def write_whole(path: str | Path, data: str | bytes) -> None:
-    """Write a file beside its place, then move it there: whole or not at all.
-
-    Text is written as UTF-8, with line ends as they are.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def existing(path: str | Path) -> Path:
-    """Return the path of a file that is there; FileNotFoundError if it is not."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    return Path(path)
-
-
-def sha256_of(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal; FileNotFoundError without one."""
-    with existing(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: str | Path) -> Any:
-    """Return what a JSON file holds; the errors begin with its path.
-
-    Raises FileNotFoundError if it is missing, ValueError if it is not JSON in UTF-8.
-    """
-    try:
-        return json.loads(existing(path).read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, or no JSON file: {error}") from error
 
 
 def read_tensors(path: str | Path) -> Tensors:
