@@ -14,6 +14,7 @@ import sys
 
 from shared.lora import load_adapter
 from shared.pretrained_weights import Conversation, load_pretrained
+from shared.support.course import get_device
 
 
 def temperature(text: str) -> float:
@@ -58,7 +59,7 @@ def start(name: str, adapter: str | None = None) -> Conversation:
             load_adapter(model, adapter)
         except (TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"{adapter} holds no adapter: {error!r}") from error
-    return Conversation(model, tokenizer)
+    return Conversation(model.to(get_device()), tokenizer)
 
 
 def talk(chat: Conversation, temperature: float = 0.0) -> None:

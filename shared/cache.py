@@ -82,6 +82,11 @@ class KVCache:
         self.pad_left = pad_left
 
     @property
+    def batch_size(self) -> int:
+        """The number of rows, B."""
+        return len(self.layers[0].keys)
+
+    @property
     def length(self) -> int:
         """The number of tokens in the cache, padding included."""
         return self.layers[0].length

@@ -148,8 +148,8 @@ def positions_and_mask(
     """Return where the tokens (B, T) after those in the cache stand, and whom they see.
 
     The positions are (T,), or (B, T) if the rows start with padding; padding gets 0.
-    The mask is that of attention_mask. Raises ValueError for another shape, or more
-    tokens than the context (padding counts).
+    The mask is that of attention_mask. Raises ValueError for another shape, more tokens
+    than the context (padding counts), or other rows than the cache has.
     """
     n_past = 0 if cache is None else cache.length
     pad_left = None if cache is None else cache.pad_left
@@ -158,6 +158,8 @@ def positions_and_mask(
             f"token ids {tuple(token_ids.shape)} after {n_past} cached ones: "
             f"expected (B, T) with 1 to {context_length} tokens in all"
         )
+    if cache is not None and len(token_ids) != cache.batch_size:
+        raise ValueError(f"{len(token_ids)} rows, but {cache.batch_size} in the cache")
     n_tokens = token_ids.shape[1]
     device = token_ids.device
     positions = torch.arange(n_past, n_past + n_tokens, device=device)  # (T,)

@@ -201,9 +201,11 @@ def tune(
 ) -> Iterator[dict]:
     """Train what is trainable, a step for each batch; yield the records of `train`.
 
-    A batch is token ids and targets, as collate returns them; at least 5 are needed.
+    A batch is token ids and targets, as collate returns them.
     """
-    config = TrainConfig(len(batches), learning_rate, warmup_steps=5, weight_decay=0.0)
+    steps = len(batches)
+    warm_up = min(5, steps)
+    config = TrainConfig(steps, learning_rate, warmup_steps=warm_up, weight_decay=0.0)
     return train(Trainer(model, config), batches, progress=progress)
 
 

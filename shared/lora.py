@@ -15,8 +15,8 @@ from torch import nn
 from shared.support.files import read_trained, save_trained
 
 __all__ = [
-    "LoRALayer", "lora_layers", "apply_lora", "merge_lora", "save_adapter",
-    "load_adapter", "without_adapter",
+    "LoRALayer", "TARGETS", "lora_layers", "apply_lora", "merge_lora",
+    "save_adapter", "load_adapter", "without_adapter",
 ]  # fmt: skip
 
 

@@ -15,12 +15,12 @@ import huggingface_hub
 import numpy as np
 import torch
 
-from shared.gpt_model import GPT_CONFIGS, Decoder, DecoderConfig, GPTModel
+from shared.gpt_model import GPT_CONFIGS, Decoder, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel, pairs_to_halves
-from shared.pretraining import load_model, stream
+from shared.pretraining import load_model, model_with, stream
 from shared.support import existing
 from shared.support.fetch import FetchError, fetch_smollm2
-from shared.support.files import read_tensors, set_weights, weights_of
+from shared.support.files import read_tensors, weights_of
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer, bytes_of
 
@@ -94,14 +94,6 @@ def gguf_weights(tensors: list[gguf.ReaderTensor]) -> dict[str, torch.Tensor]:
         name = rename(tensor.name, GGUF_NAMES, "blk", "blocks")
         weights[name] = torch.from_numpy(np.array(numbers, dtype=np.float32))
     return weights
-
-
-def model_with(model_class: type, config: DecoderConfig, weights: dict) -> Decoder:
-    """Return a model made of the weights; ValueError lists what does not fit."""
-    with torch.device("meta"):
-        model = model_class(config)
-    set_weights(model, weights, assign=True)
-    return model.eval()
 
 
 # Section 5.12: Which ids does it know?
@@ -276,7 +268,8 @@ def load_pretrained(name: str | Path = "smollm2-135m") -> tuple[Decoder, BPEToke
 
     The name is "smollm2-135m", "gpt2-124m" (-355m, -774m, -1558m), or a folder that
     save_model has written ("./smollm2-135m" is a folder of that name). Raises
-    ValueError for an unknown name, FetchError if it has to be downloaded and cannot be.
+    ValueError for an unknown name, FetchError if it has to be downloaded and cannot be,
+    FileNotFoundError for a folder with a file missing.
     """
     sizes = {f"gpt2-{size.lower()}": size for size in GPT2_REPOSITORIES}
     if name == "smollm2-135m":

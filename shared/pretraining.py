@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from shared.gpt_model import Decoder, GPTConfig, GPTModel
+from shared.gpt_model import Decoder, DecoderConfig, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel
 from shared.support import files, read_json
 from shared.text_data import Tokenizer
@@ -30,7 +30,8 @@ from shared.tokenizer import BPETokenizer
 
 __all__ = [
     "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "Trainer", "train",
-    "sample_next", "stream", "generate", "story_batch", "save_model", "load_model",
+    "sample_next", "stream", "generate", "story_batch", "save_model", "model_with",
+    "load_model",
 ]  # fmt: skip
 
 # Section 5.2: How do we know that it did not just learn by heart?
@@ -86,7 +87,7 @@ class TrainConfig:
     learning_rate: float = 1e-3  # the peak
     muon: bool = False  # for the matrices in the blocks; AdamW for the rest
     warmup_steps: int = 0
-    final_share: float = 0.1  # of the peak, at the last step
+    final_share: float = 0.1  # of the peak, when the schedule ends
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     accumulate: int = 1  # batches for one step
@@ -208,9 +209,9 @@ def train(
 
     `batches` gives what the loss takes, on any device, from the trainer's own step on;
     config.accumulate of them make a step, and training ends early when they run out. A
-    record has step, tokens (so far), step_tokens (of this step), loss (per token),
-    learning_rate, and seconds (spent in training so far). Between two records the
-    caller may evaluate, save, or stop.
+    record has step, tokens (so far; or whatever else the loss counts), step_tokens (of
+    this step), loss (per token), learning_rate, and seconds (spent in training so far).
+    Between two records the caller may evaluate, save, or stop.
     """
     batches = iter(batches)
     seconds = 0.0
@@ -300,7 +301,7 @@ def stream(
         warnings.warn(
             f"the prompt has {token_ids.shape[1]} tokens, the context {context}: "
             f"only the last {kept} are read",
-            stacklevel=3,  # where the caller asks for a token
+            stacklevel=3,
         )
         token_ids = token_ids[:, cut:]
         pad_left = None if pad_left is None else (pad_left - cut).clamp(min=0)
@@ -375,6 +376,14 @@ def save_model(model: Decoder, folder: str | Path, tokenizer: BPETokenizer) -> N
     files.write_folder(folder, write)
 
 
+def model_with(model_class: type, config: DecoderConfig, weights: dict) -> Decoder:
+    """Return a model made of the weights; ValueError lists what does not fit."""
+    with torch.device("meta"):
+        model = model_class(config)
+    files.set_weights(model, weights, assign=True)
+    return model.eval()
+
+
 def load_model(folder: str | Path) -> tuple[Decoder, BPETokenizer]:
     """Return the model, in evaluation mode, and the tokenizer that save_model wrote.
 
@@ -386,8 +395,7 @@ def load_model(folder: str | Path) -> tuple[Decoder, BPETokenizer]:
     weights = files.read_tensors(folder / "model.safetensors")
     try:
         model_class, config_class = KINDS[settings.pop("kind")]
-        model = model_class(config_class(**settings))
-        files.set_weights(model, weights)
+        model = model_with(model_class, config_class(**settings), weights)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder} holds no model of this course: {error}") from error
-    return model.eval(), BPETokenizer.load(folder / "tokenizer.json")
+    return model, BPETokenizer.load(folder / "tokenizer.json")

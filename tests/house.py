@@ -4,16 +4,14 @@ python tests/house.py prints the diagram (Mermaid, which GitHub and JupyterLab d
 """
 
 import ast
-from pathlib import Path
 
 from shared.support import COURSE
-from shared.support.export import find_notebooks
+from shared.support.export import find_notebooks, topic_of
 
 
 def reading_order() -> list[tuple[str, str]]:
     """Return (chapter's folder, module's name) of every lesson, in reading order."""
-    notebooks = [Path(path) for path in find_notebooks()]
-    return [(path.parent.name, path.stem.partition("_")[2]) for path in notebooks]
+    return [(path.parent.name, topic_of(path)) for path in find_notebooks()]
 
 
 def imports_of(topic: str) -> set[str]:

@@ -631,3 +631,12 @@ def test_an_edited_line_is_a_line_that_differs(tmp_path):
     after = path.read_text(encoding="utf-8")
     lines = difflib.unified_diff(before.split("\n"), after.split("\n"), n=0)
     assert [line[0] for line in list(lines)[3:]] == ["-", "+"]
+
+
+def test_checking_and_cleaning_exclude_each_other(root, capsys):
+    path = save(root, "ch02_words", "1")
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        run(root, "--check", "--clean")
+    assert "not allowed with argument" in capsys.readouterr().err
+    assert path.read_bytes() == before

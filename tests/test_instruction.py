@@ -220,6 +220,11 @@ def test_only_adapters_are_tuned():
     assert changed and all(name.endswith((".A", ".B")) for name in changed)
 
 
+def test_few_batches_are_enough():
+    model = apply_lora(fresh(), rank=4)
+    assert len(list(tune(model, some_batches(2), progress=False))) == 2
+
+
 def test_the_caller_may_stop_between_two_steps():
     model = apply_lora(fresh(), rank=4)
     seen = []

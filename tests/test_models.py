@@ -643,3 +643,14 @@ def test_configurations_cannot_change(config):
     for field in fields(config):
         with pytest.raises(FrozenInstanceError):
             setattr(config, field.name, 1)
+
+
+@each_model
+def test_rows_that_the_cache_does_not_have_are_refused(config):
+    model = build(config)
+    for pad_left in (None, torch.tensor([0, 1])):
+        cache = model.new_cache(2, 8, pad_left)
+        for n_rows in (1, 3):
+            with pytest.raises(ValueError, match=f"{n_rows} rows, but 2 in the cache"):
+                model(torch.ones(n_rows, 4, dtype=torch.int64), cache)
+        assert cache.length == 0

@@ -33,11 +33,10 @@ from shared.pretrained_weights import (
     load_gguf,
     load_gpt2,
     load_pretrained,
-    model_with,
     to_gpt2,
     to_llama,
 )
-from shared.pretraining import save_model
+from shared.pretraining import model_with, save_model
 from shared.support.fetch import FetchError, fetch_smollm2
 from shared.support.files import save_for_transformers, weights_of
 from shared.text_data import Tokenizer

@@ -536,6 +536,19 @@ def test_models_come_back(config, tie, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
 
+@each_model
+def test_loading_keeps_the_dtype_and_draws_no_random_numbers(config, tmp_path):
+    model = build(config).to(torch.bfloat16)
+    save_model(model, tmp_path / "m", TOKENIZER)
+    torch.manual_seed(7)
+    again, _ = load_model(tmp_path / "m")
+    drawn = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(3))
+    assert again.tok_emb.weight.dtype == torch.bfloat16
+    assert torch.equal(again(batch(0)[0]), model(batch(0)[0]))
+
+
 FILES = ["config.json", "model.safetensors", "tokenizer.json"]
 
 

@@ -250,8 +250,7 @@ def clean_outputs(outputs: list[dict]) -> list[dict]:
             continue
         text = "".join("".join(piece["text"]) for piece in pieces)
         text = re.sub(r"[^\n]*\r", "", text.replace("\r\n", "\n"))
-        lines = text.splitlines(keepends=True)
-        if lines:
+        if lines := text.splitlines(keepends=True):
             cleaned.append({"output_type": "stream", "name": stream, "text": lines})
     return [o | {"metadata": {}} if "metadata" in o else o for o in cleaned]
 
@@ -283,15 +282,15 @@ def main(argv: list[str] | None = None, root: Path = COURSE) -> int:
     """Run the program; return 0 if nothing is wrong with any notebook, else 1."""
     parser = argparse.ArgumentParser(COMMAND, description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="default: all")
-    parser.add_argument("--check", action="store_true", help="only show what differs")
-    parser.add_argument("--clean", action="store_true", help="undo what editors add")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="only show what differs")
+    mode.add_argument("--clean", action="store_true", help="undo what editors add")
     args = parser.parse_args(argv)
     everywhere = {path.stem: path for path in root.glob("ch*/*.ipynb")}
     problems = []
     # A name, or a path in whatever way it is written, means a notebook of the course.
-    for stem in [
-        Path(name).stem for name in args.names or map(str, find_notebooks(root))
-    ]:
+    names = args.names or find_notebooks(root)
+    for stem in [Path(name).stem for name in names]:
         try:
             if stem not in everywhere:
                 raise ValueError(f"{stem}: the course has no such notebook")

@@ -102,8 +102,8 @@ def set_weights(model: nn.Module, weights: Tensors, *, assign: bool = False) -> 
 
 def save_trained(model: nn.Module, folder: str | Path, settings: dict) -> None:
     """Write the weights of a model that are trained, and settings, to a folder."""
-    names = {name for name, p in model.named_parameters() if p.requires_grad}
-    trained = {name: w for name, w in weights_of(model).items() if name in names}
+    weights = model.named_parameters()
+    trained = {name: p.detach().contiguous() for name, p in weights if p.requires_grad}
 
     def write(new: Path) -> None:
         save_file(trained, new / "trained.safetensors")

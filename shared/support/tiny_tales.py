@@ -13,7 +13,6 @@ in a story and remembered; {Object} is {object} with a capital. No two ways thro
 rules lead to the same story: its probability is the product of those of the choices.
 """
 
-import json
 import math
 import random
 import re
@@ -22,7 +21,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.support import COURSE
+from shared.support import COURSE, read_json
 
 IN_BRACES = re.compile(r"\{(\w+)\}")
 
@@ -89,10 +88,9 @@ def walk(rules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def read_grammar(path: str | Path) -> Grammar:
     """Read rules; FileNotFoundError without the file, ValueError if it is damaged."""
+    rules = read_json(path)
     try:
-        return Grammar(json.loads(Path(path).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing") from None
+        return Grammar(rules)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
