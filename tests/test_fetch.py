@@ -11,6 +11,7 @@ import io
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -565,6 +566,15 @@ fetch.main([{NAME!r}])
 # --- interruptions --------------------------------------------------------------------
 
 
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise KeyboardInterrupt, also in what a shell runs with & or nohup."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_download(server, cache, monkeypatch, capfd):
     url = server.at("/a", half(LARGE, interrupt), send(LARGE))
     add(monkeypatch, NAME, LARGE, url=url)
@@ -574,6 +584,7 @@ def test_interrupted_download(server, cache, monkeypatch, capfd):
     assert fetch.fetch(NAME).read_bytes() == LARGE
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_stops_pip(server, cache, monkeypatch):
     waited = []
 
