@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from shared.pretraining import load_model
 from shared.support import COURSE
 
+pytestmark = pytest.mark.slow  # each test starts the program several times
+
 SCRIPT = COURSE / "ch05_pretraining" / "pretrain.py"
 SMALL = (
     "--tales 60 --vocab-size 400 --context-length 24 --batch-size 4 "
