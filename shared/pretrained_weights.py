@@ -20,7 +20,7 @@ from shared.llama_model import LlamaConfig, LlamaModel, pairs_to_halves
 from shared.pretraining import load_model, model_with, stream
 from shared.support import existing
 from shared.support.fetch import FetchError, fetch_smollm2
-from shared.support.files import read_tensors, weights_of
+from shared.support.files import read_tensors, refuse_gguf_settings, weights_of
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer, bytes_of
 
@@ -68,22 +68,32 @@ def open_gguf(path: str | Path) -> Iterator[tuple[dict, list[gguf.ReaderTensor]]
 
 
 def gguf_config(settings: dict, tensors: list[gguf.ReaderTensor]) -> LlamaConfig:
-    """Return the configuration of a Llama-style GGUF file; ValueError for another."""
+    """Return the configuration of a Llama-style GGUF file.
+
+    Raises ValueError for another architecture, and, naming its key, for a setting that
+    would change the arithmetic and that LlamaModel does not have.
+    """
     if (kind := settings["general.architecture"]) != "llama":
         raise ValueError(f"the architecture is {kind!r}; only 'llama' is supported")
-    if scaled := [key for key in settings if key.startswith("llama.rope.scal")]:
-        raise ValueError(f"{scaled[0]}: scaled rotary positions are not supported")
+    settings = {  # what a file may leave out
+        "llama.vocab_size": len(settings["tokenizer.ggml.tokens"]),
+        "llama.attention.head_count_kv": settings["llama.attention.head_count"],
+        "llama.rope.freq_base": 10_000.0,
+    } | settings
     sizes = {
         "vocab_size": "vocab_size", "context_length": "context_length",
         "emb_dim": "embedding_length", "n_heads": "attention.head_count",
         "n_kv_heads": "attention.head_count_kv", "n_layers": "block_count",
         "hidden_dim": "feed_forward_length", "rope_base": "rope.freq_base",
+        "norm_eps": "attention.layer_norm_rms_epsilon",
     }  # fmt: skip
     rest = {ours: settings[f"llama.{key}"] for ours, key in sizes.items()}
     # Stored as float32: 1e-5 comes back as 9.999999747e-06, unless read as float32.
-    eps = float(str(np.float32(settings["llama.attention.layer_norm_rms_epsilon"])))
+    rest["norm_eps"] = float(str(np.float32(rest["norm_eps"])))
     tied = all(tensor.name != "output.weight" for tensor in tensors)
-    return LlamaConfig(**rest, norm_eps=eps, tie_weights=tied)
+    config = LlamaConfig(**rest, tie_weights=tied)
+    refuse_gguf_settings(settings, config.head_dim, known=set(sizes.values()))
+    return config
 
 
 def gguf_weights(tensors: list[gguf.ReaderTensor]) -> dict[str, torch.Tensor]:
@@ -108,6 +118,8 @@ def gguf_tokenizer(settings: dict) -> BPETokenizer:
         raise ValueError(f"the tokenizer is {kind!r}; only 'smollm' is supported")
     tokens = dict(enumerate(settings["tokenizer.ggml.tokens"]))
     kinds = settings["tokenizer.ggml.token_type"]
+    if gguf.TokenType.USER_DEFINED in kinds:
+        raise ValueError("tokens that a user defined are not supported")
     special = {t: i for i, t in tokens.items() if kinds[i] == gguf.TokenType.CONTROL}
     vocab = {i: t.encode() if t in special else bytes_of(t) for i, t in tokens.items()}
     pairs = [pair.split(" ") for pair in settings["tokenizer.ggml.merges"]]

@@ -128,30 +128,38 @@ def test_llama_weights_go_out_as_transformers_has_them():
 # --- GGUF -----------------------------------------------------------------------------
 
 
+GGUF_SETTINGS = {
+    "vocab_size": 61, "context_length": 20, "embedding_length": 24,
+    "attention.head_count": 6, "attention.head_count_kv": 2, "block_count": 2,
+    "feed_forward_length": 40, "rope.freq_base": 500.0,
+    "attention.layer_norm_rms_epsilon": 1e-2,
+}  # fmt: skip
+
+
 def write_gguf(
-    path: Path, architecture="llama", kind="smollm", change=None, raw=None, more=None
+    path: Path,
+    architecture="llama",
+    kind="smollm",
+    change=None,
+    raw=None,
+    more=None,
+    last=gguf.TokenType.NORMAL,
 ) -> Path:
     """Write a tiny Llama as GGUF; `change` alters the tensors, `raw` one's type.
 
-    `more` is the key of one more setting.
+    `more` are more settings, or other ones; those that are None are left out. `last`
+    is the type of the last token.
     """
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_vocab_size(61)
-    writer.add_context_length(20)
-    writer.add_embedding_length(24)
-    writer.add_head_count(6)
-    writer.add_head_count_kv(2)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(40)
-    writer.add_rope_freq_base(500.0)
-    writer.add_layer_norm_rms_eps(1e-2)
-    if more:
-        writer.add_float32(more, 2.0)
+    for key, value in (GGUF_SETTINGS | (more or {})).items():
+        if value is not None:
+            kind_of_value = gguf.GGUFValueType.get_type(value)
+            writer.add_key_value(f"llama.{key}", value, kind_of_value)
     writer.add_tokenizer_pre(kind)
     tokens = [*CHAT_TOKENS, *LETTERS, *[pair.replace(" ", "") for pair in MERGES]]
-    normal = [gguf.TokenType.NORMAL] * (len(tokens) - 3)
+    normal = [gguf.TokenType.NORMAL] * (len(tokens) - 4)
     writer.add_token_list(tokens)
-    writer.add_token_types([*[gguf.TokenType.CONTROL] * 3, *normal])
+    writer.add_token_types([*[gguf.TokenType.CONTROL] * 3, *normal, last])
     writer.add_token_merges(MERGES)
     draw = np.random.default_rng(0)
     shapes = {"token_embd": (61, 24), "output_norm": (24,)}
@@ -199,13 +207,20 @@ def without_a_value(tensors):
     return changed
 
 
+def with_a(name):
+    """Return a change that adds a tensor that Llama models of others may have."""
+    return lambda tensors: tensors | {name: tensors["output_norm.weight"]}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"architecture": "mamba"}, "the architecture is 'mamba'"),
         ({"kind": "gpt-2"}, "the tokenizer is 'gpt-2'"),
-        ({"more": "llama.rope.scale_linear"}, "llama.rope.scale_linear: scaled"),
-        ({"more": "llama.rope.scaling.factor"}, "llama.rope.scaling.factor: scaled"),
+        ({"last": gguf.TokenType.USER_DEFINED}, "tokens that a user defined"),
+        ({"change": with_a("rope_freqs.weight")}, "unknown rope_freqs.weight"),
+        ({"change": with_a("blk.0.attn_q.bias")}, "unknown blocks.0.attention.W_query"),
+        ({"change": with_a("output.bias")}, "unknown out_head.bias"),
         ({"raw": "blk.1.ffn_up.weight"}, "Dequantization for F64"),
         (
             {"change": without_a_value},
@@ -214,13 +229,79 @@ def without_a_value(tensors):
             "blocks.0.attention.W_key.weight is (8, 23), not (8, 24)",
         ),
     ],
-    ids=["architecture", "tokenizer", "scale", "scaling", "type", "tensors"],
+    ids=[
+        "architecture",
+        "tokenizer",
+        "user",
+        "rope",
+        "bias",
+        "head",
+        "type",
+        "tensors",
+    ],
 )
 def test_gguf_files_that_do_not_fit_are_explained(tmp_path, options, message):
     path = write_gguf(tmp_path / "m.gguf", **options)
     with pytest.raises(ValueError) as caught:
         load_gguf(path)
     assert str(caught.value).startswith(f"{path} ") and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.scale_linear", 2.0), ("rope.scaling.factor", 4.0),
+        ("rope.scaling.type", "yarn"), ("rope.scaling.type", "longrope"),
+        ("rope.scaling.attn_factor", 0.5), ("rope.scaling.yarn_attn_factor", 1.5),
+        ("rope.dimension_count", 2), ("attention.key_length", 8),
+        ("attention.value_length", 2), ("attention.sliding_window", 16),
+        ("attention.clamp_kqv", 8.0), ("attention.max_alibi_bias", 8.0),
+        ("attention.causal", False), ("attention.scale", 1.0),
+        ("attention.layer_norm_epsilon", 0.5), ("use_parallel_residual", True),
+        ("expert_count", 8), ("expert_used_count", 2), ("logit_scale", 8.0),
+        ("embedding_scale", 12.0), ("residual_scale", 0.2),
+        ("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 50.0),
+        ("rope.dimension_sections", [1, 1]), ("what_comes_next_year", 1),
+    ],
+)  # fmt: skip
+def test_a_gguf_setting_that_changes_the_arithmetic_is_named(tmp_path, key, value):
+    path = write_gguf(tmp_path / "m.gguf", more={key: value})
+    with pytest.raises(ValueError) as caught:
+        load_gguf(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} ") and f"llama.{key} is {value!r}" in message
+
+
+@pytest.mark.parametrize(
+    ("more", "changed"),
+    [
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {}),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}, {}),
+        ({"rope.scaling.factor": 0.0, "rope.scaling.original_context_length": 9}, {}),
+        ({"rope.scaling.finetuned": True, "rope.scaling.attn_factor": 1.0}, {}),
+        ({"rope.dimension_count": 4, "attention.causal": True}, {}),
+        ({"attention.key_length": 4, "attention.value_length": 4}, {}),
+        ({"expert_count": 0, "expert_used_count": 0, "logit_scale": 1.0}, {}),
+        ({"attention.scale": 0.5, "attention.sliding_window": 0}, {}),
+        ({"use_parallel_residual": False, "attention.clamp_kqv": 0.0}, {}),
+        ({"tensor_data_layout": "Meta AI original pth"}, {}),
+        ({"vocab_size": None}, {}),
+        ({"rope.freq_base": None}, {"rope_base": 10_000.0}),
+    ],
+)
+def test_a_gguf_setting_that_changes_nothing_is_accepted(tmp_path, more, changed):
+    model, _ = load_gguf(write_gguf(tmp_path / "m.gguf", more=more))
+    assert model.config == replace(LLAMA, **changed)
+
+
+def test_a_gguf_file_without_key_value_heads_has_as_many_as_heads(tmp_path):
+    def wide(tensors):
+        names = [n for n in tensors if n.endswith(("attn_k.weight", "attn_v.weight"))]
+        return tensors | {name: np.ones((24, 24)) for name in names}
+
+    without = {"attention.head_count_kv": None}
+    model, _ = load_gguf(write_gguf(tmp_path / "m.gguf", change=wide, more=without))
+    assert model.config == replace(LLAMA, n_kv_heads=6)
 
 
 def test_damaged_and_missing_gguf_files(tmp_path):

@@ -7,6 +7,7 @@ written or read: tensors are safetensors, all else is JSON.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -283,3 +284,34 @@ def save_for_transformers(
             (new / f"{name}.json").write_text(text, encoding="utf-8")
 
     write_folder(folder, write)
+
+
+# --- GGUF ----------------------------------------------------------------------------
+
+
+def refuse_gguf_settings(settings: dict, head_dim: int, known: set[str]) -> None:
+    """Raise ValueError for a setting of a Llama file that would change the arithmetic.
+
+    `known` are the settings (without "llama.") that the reader has taken. Any other
+    must be off (0, False, empty), or have a value that changes nothing in llama.cpp.
+    """
+    float32_scale = torch.tensor(head_dim**-0.5).item()
+    harmless: dict[str, tuple] = {
+        "attention.key_length": (head_dim,), "attention.value_length": (head_dim,),
+        "rope.dimension_count": (head_dim,), "attention.scale": (0, float32_scale),
+        "attention.causal": (True,), "tensor_data_layout": ("Meta AI original pth",),
+        "rope.scaling.type": ("none", "linear"), "rope.scaling.attn_factor": (1,),
+        "rope.scaling.factor": (0, 1), "rope.scale_linear": (0, 1),
+        "rope.scaling.yarn_attn_factor": (1,),
+        "embedding_scale": (0, 1), "logit_scale": (0, 1), "residual_scale": (0, 1),
+    }  # fmt: skip
+    # What only YaRN reads, which is refused as a type
+    idle = r"rope\.scaling\.(yarn_(?!attn).+|original_context_length|finetuned)"
+    if settings.get("llama.rope.scaling.type") == "none":
+        idle += r"|rope\.scaling\.factor|rope\.scale_linear"
+    for key, value in settings.items():
+        name = key.removeprefix("llama.")
+        if name == key or name in known or re.fullmatch(idle, name):
+            continue
+        if value not in harmless.get(name, (0, "", [])):
+            raise ValueError(f"{key} is {value!r}, which our model cannot compute")
