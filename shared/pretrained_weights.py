@@ -19,7 +19,7 @@ from shared.gpt_model import GPT_CONFIGS, Decoder, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel, pairs_to_halves
 from shared.pretraining import load_model, model_with, stream
 from shared.support import existing
-from shared.support.fetch import FetchError, fetch_smollm2
+from shared.support.fetch import FetchError, fetch_smollm2, what_helps
 from shared.support.files import read_tensors, refuse_gguf_settings, weights_of
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer, bytes_of
@@ -267,8 +267,11 @@ def load_gpt2(size: str = "124M") -> tuple[Decoder, BPETokenizer]:
         if not isinstance(path, str):
             path = huggingface_hub.hf_hub_download(repository, file)
     except Exception as error:  # of many types
-        reason = f"{repository} could not be brought: {error.__cause__ or error}"
-        raise FetchError(f"{reason}; run again with a network") from error
+        reason = error.__cause__ or error
+        raise FetchError(
+            f"{repository} could not be brought: {reason}; "
+            f"run again {what_helps(reason)}"
+        ) from error
     weights = from_gpt2(read_tensors(path))
     model = model_with(GPTModel, GPT_CONFIGS[size], weights)
     return model, BPETokenizer.from_gpt2_files()

@@ -1,11 +1,14 @@
 """Chapter 5, second part: weights and tokenizers of others, tested against theirs."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import warnings
 from dataclasses import replace
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import gguf
@@ -19,7 +22,7 @@ import torch.nn.functional as F
 from conftest import CHAT_TOKENS, TOKENIZER, build, shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 import shared.pretrained_weights as pretrained
 from shared.gpt_model import GPT_CONFIGS, GPTConfig, GPTModel
@@ -587,11 +590,79 @@ def test_gpt2_is_downloaded_if_it_is_not_in_the_cache(hub_cache, monkeypatch):
     assert torch.equal(model.pos_emb.weight, theirs["transformer.wpe.weight"])
 
 
-def test_gpt2_without_a_network(hub_cache):
+UNKNOWN = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
+
+
+@pytest.mark.parametrize(
+    ("problem", "advice"),
+    [
+        ("no route to host", "with a network connection"),
+        ("[Errno -2] Name or service not known", "with a network connection"),
+        (f"{UNKNOWN}: self-signed certificate", "with SSL_CERT_FILE and "),
+        (f"{UNKNOWN}: unable to get local issuer certificate", "with SSL_CERT_FILE"),
+        ("Hostname mismatch, certificate is not valid for", "with SSL_CERT_FILE"),
+        ("407 Proxy Authentication Required", "with a proxy that works"),
+        ("Using SOCKS proxy, but the 'socksio' package is not", "with a proxy that"),
+    ],
+)
+def test_gpt2_that_cannot_be_had(hub_cache, monkeypatch, problem, advice):
+    def fails(*args, **kwargs):
+        raise OSError("check your connection") from ConnectionError(problem)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
     with pytest.raises(FetchError) as caught:
         load_gpt2()
-    message = "openai-community/gpt2 could not be brought: no route to host; "
-    assert str(caught.value) == f"{message}run again with a network"
+    begin = f"openai-community/gpt2 could not be brought: {problem}; run again "
+    assert str(caught.value).startswith(f"{begin}{advice}")
+
+
+class Mirror(BaseHTTPRequestHandler):
+    """A mirror of Hugging Face that has one file."""
+
+    content = save(transformers_tensors("tiny_gpt2")[1])
+
+    def do_HEAD(self):
+        self.server.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.send_header("ETag", '"1"')
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(self.content)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+def test_a_mirror_of_hugging_face_is_enough(tmp_path):
+    """HF_ENDPOINT is huggingface_hub's business; no other host is asked."""
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    httpd.asked = []
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    program = """
+import socket
+
+def one_host(event, details):
+    if event == "socket.getaddrinfo":
+        assert details[0] == "127.0.0.1", details
+
+import sys
+sys.addaudithook(one_host)
+from shared.pretrained_weights import load_gpt2
+load_gpt2()
+"""
+    endpoint = f"http://127.0.0.1:{httpd.server_port}"
+    kept = {n: v for n, v in os.environ.items() if not n.lower().endswith("_proxy")}
+    kept |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", program], env=kept, capture_output=True)
+    httpd.shutdown()
+    httpd.server_close()
+    # It has arrived, and is not GPT-2.
+    assert b"ValueError" in run.stderr and b"weights do not fit" in run.stderr
+    assert "/openai-community/gpt2/resolve/main/model.safetensors" in httpd.asked
 
 
 @pytest.mark.parametrize("name", ["gpt2-nonsense", "gpt2-1B", "gpt2-mini", "bert"])
