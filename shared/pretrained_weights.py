@@ -20,7 +20,12 @@ from shared.llama_model import LlamaConfig, LlamaModel, pairs_to_halves
 from shared.pretraining import load_model, model_with, stream
 from shared.support import existing
 from shared.support.fetch import FetchError, fetch_smollm2, what_helps
-from shared.support.files import read_tensors, refuse_gguf_settings, weights_of
+from shared.support.files import (
+    read_tensors,
+    refuse_gguf_settings,
+    require_plain,
+    weights_of,
+)
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer, bytes_of
 
@@ -237,11 +242,14 @@ QKV = ("query", "key", "value")
 
 
 def from_gpt2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return GPT-2's weights under our names, from those of transformers' model."""
+    """Return GPT-2's weights under our names, from those of transformers' model.
+
+    A head that is the embedding once more is left out.
+    """
     weights = {}
     for name, tensor in tensors.items():
         if name.endswith(("lm_head.weight", ".attn.bias", ".attn.masked_bias")):
-            continue  # the embedding once more; a causal mask
+            continue  # see below; a causal mask
         if ".c_" in name and tensor.ndim == 2:
             tensor = tensor.T  # stored for x @ W
         name = "transformer." + name.removeprefix("transformer.")  # some leave it out
@@ -249,6 +257,9 @@ def from_gpt2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         parts = [ours.replace("qkv", part) for part in QKV] if "qkv" in ours else [ours]
         for part, numbers in zip(parts, tensor.chunk(len(parts)), strict=True):
             weights[part] = numbers.contiguous()
+    head = tensors.get("lm_head.weight")
+    if head is not None and not torch.equal(head, weights.get("tok_emb.weight", head)):
+        weights["out_head.weight"] = head  # else it is the embedding once more
     return weights
 
 
@@ -308,6 +319,7 @@ LLAMA_NAMES = {
 
 def to_llama(model: LlamaModel) -> dict[str, torch.Tensor]:
     """Return the weights under the names of transformers' LlamaForCausalLM."""
+    require_plain(model)
     tensors = {}
     for name, tensor in weights_of(model).items():
         if "W_query" in name or "W_key" in name:
@@ -318,6 +330,7 @@ def to_llama(model: LlamaModel) -> dict[str, torch.Tensor]:
 
 def to_gpt2(model: GPTModel) -> dict[str, torch.Tensor]:
     """Return the weights under the names of transformers' GPT2LMHeadModel."""
+    require_plain(model)
     weights = weights_of(model)
     zeros = torch.zeros_like(weights["final_norm.bias"])  # biases only they have
     for i in range(model.config.n_layers):
@@ -336,6 +349,9 @@ def to_gpt2(model: GPTModel) -> dict[str, torch.Tensor]:
 
 
 CHATML = (
+    "{% if not messages or messages[0]['role'] != 'system' %}<|im_start|>system\n"
+    + SYSTEM
+    + "<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

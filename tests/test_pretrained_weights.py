@@ -25,8 +25,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 import shared.pretrained_weights as pretrained
+from shared.classification import Classifier
 from shared.gpt_model import GPT_CONFIGS, GPTConfig, GPTModel
 from shared.llama_model import SMOLLM2_135M, LlamaConfig, LlamaModel
+from shared.lora import apply_lora, merge_lora
 from shared.pretrained_weights import (
     CHATML,
     Conversation,
@@ -104,6 +106,21 @@ def test_gpt2_weights_there_and_back_against_transformers():
     bare = {name.removeprefix("transformer."): t for name, t in theirs.items()}
     ours = weights_of(model)
     assert all(torch.equal(t, ours[name]) for name, t in from_gpt2(bare).items())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_head_of_its_own_comes_back(tied, bare):
+    config = replace(GPT, tie_weights=tied)
+    model = shaken(build(config))
+    theirs = to_gpt2(model)
+    if tied:  # as some files have it
+        theirs["lm_head.weight"] = theirs["transformer.wte.weight"].clone()
+    if bare:
+        theirs = {name.removeprefix("transformer."): t for name, t in theirs.items()}
+    again = model_with(GPTModel, config, from_gpt2(theirs))
+    token_ids = torch.arange(12).reshape(2, 6)
+    assert torch.equal(again(token_ids), model(token_ids))
 
 
 def test_llama_weights_go_out_as_transformers_has_them():
@@ -517,17 +534,23 @@ def test_nobody_speaks_for_somebody_else():
     assert words in TOKENIZER.decode(chat.token_ids())
 
 
-def test_chatml_is_chat_prompt_in_another_language():
-    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    messages = [{"role": "system", "content": "Be brief."}]
-    messages.append({"role": "user", "content": " Hi,\n  you {{ two }}!\n"})
-    for n in (1, 2):
-        options = {"messages": messages[:n], "add_generation_prompt": True}
-        text = template.from_string(CHATML).render(options)
-        assert text == chat_prompt(messages[:n])
-    assert chat_prompt(messages[1:], "S").startswith(
-        "<|im_start|>system\nS<|im_end|>\n"
-    )
+@pytest.mark.parametrize("roles", ["", "s", "u", "su", "uau", "suau", "usu", "a"])
+@pytest.mark.parametrize("trim", [True, False])  # as transformers does, and not
+def test_chatml_is_chat_prompt_in_another_language(roles, trim):
+    said = {"s": "Be brief.", "u": " Hi,\n  you {{ two }}!\n", "a": "{% no %}\n\n"}
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    messages = [{"role": names[role], "content": said[role]} for role in roles]
+    template = jinja2.Environment(trim_blocks=trim, lstrip_blocks=trim)
+    options = {"messages": messages, "add_generation_prompt": True}
+    text = template.from_string(CHATML).render(options)
+    assert text == chat_prompt(messages)
+    n_system = roles.count("s") + (not roles.startswith("s"))
+    assert text.count("<|im_start|>system\n") == n_system
+
+
+def test_another_default_for_the_system_message():
+    prompt = chat_prompt([{"role": "user", "content": "Hi"}], "S")
+    assert prompt.startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n")
 
 
 def test_the_token_that_ends_an_answer():
@@ -709,14 +732,19 @@ def test_a_folder_for_transformers(tmp_path):
     assert load_file(folder / "model.safetensors").keys() == to_gpt2(model).keys()
     config = read(folder / "config.json")
     assert config["model_type"] == "gpt2" and config["dtype"] == "float32"
-    assert config["n_positions"] == model.config.context_length
+    # llama.cpp's converter reads the second, and the epsilon
+    assert config["n_positions"] == config["n_ctx"] == model.config.context_length
+    assert config["layer_norm_epsilon"] == 1e-5
     fast = read(folder / "tokenizer.json")
     assert len(fast["model"]["vocab"]) == tokenizer.n_vocab
     assert len(fast["model"]["merges"]) == len(tokenizer.merges)
     [end] = fast["added_tokens"]
     assert end["id"] == config["eos_token_id"] == tokenizer.eot_token
+    assert end["id"] == config["bos_token_id"] == config["pad_token_id"]
     about = read(folder / "tokenizer_config.json")
-    assert about["eos_token"] == "<|endoftext|>" and "chat_template" not in about
+    for name in ("bos_token", "eos_token", "pad_token"):
+        assert about[name] == "<|endoftext|>"
+    assert "chat_template" not in about and about["padding_side"] == "left"
 
 
 def test_a_chat_model_for_transformers(tmp_path):
@@ -726,9 +754,68 @@ def test_a_chat_model_for_transformers(tmp_path):
     assert load_file(folder / "model.safetensors").keys() == to_llama(model).keys()
     config = read(folder / "config.json")
     assert config["model_type"] == "llama" and config["dtype"] == "bfloat16"
-    assert config["num_key_value_heads"] == 1 and config["eos_token_id"] == END
+    assert config["num_key_value_heads"] == 1
     about = read(folder / "tokenizer_config.json")
-    assert about["eos_token"] == "<|im_end|>" and about["chat_template"] == CHATML
+    assert about["chat_template"] == CHATML and about["padding_side"] == "left"
+    # As SmolLM2's own file has them
+    marks = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
+    for name, token in marks.items():
+        assert about[f"{name}_token"] == token
+        assert config[f"{name}_token_id"] == TOKENIZER.special_tokens[token]
+
+
+def with_adapters(model):
+    return apply_lora(model, rank=2)
+
+
+def with_a_classifier(model):
+    Classifier(model)
+    return model
+
+
+def with_another_head(model):
+    model.out_head = torch.nn.Linear(*model.out_head.weight.shape[::-1], bias=False)
+    return model
+
+
+def without_a_head(model):
+    model.out_head = torch.nn.Identity()
+    return model
+
+
+def with_another_layer(model):
+    model.final_norm = torch.nn.LayerNorm(model.config.emb_dim, bias=False)
+    return model
+
+
+@pytest.mark.parametrize("config", [SMALLEST, replace(GPT, vocab_size=290)])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_adapters, r"has a LoRA adapter: call merge_lora\(model\) first"),
+        (with_a_classifier, "^out_head.* put the model's own layer back first"),
+        (with_another_head, "^out_head.* put the model's own layer back first"),
+        (without_a_head, "^out_head.* put the model's own layer back first"),
+        (with_another_layer, "^final_norm"),
+    ],
+)
+def test_a_changed_model_says_what_to_do_before_it_leaves(
+    tmp_path, config, change, message
+):
+    model = change(build(config))
+    with pytest.raises(ValueError, match=message):
+        save_for_transformers(model, TOKENIZER, tmp_path / "m")
+    with pytest.raises(ValueError, match=message):
+        (to_gpt2 if isinstance(model, GPTModel) else to_llama)(model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_merged_model_leaves_and_a_classifier_does_not(tmp_path):
+    model = merge_lora(with_adapters(build(SMALLEST)))
+    save_for_transformers(model, TOKENIZER, tmp_path / "m")
+    assert (tmp_path / "m" / "config.json").exists()
+    with pytest.raises(TypeError, match="not Classifier"):
+        save_for_transformers(Classifier(model), TOKENIZER, tmp_path / "c")
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(tmp_path):

@@ -198,22 +198,54 @@ def load_checkpoint(trainer: "Trainer", folder: str | Path) -> None:
 # --- transformers --------------------------------------------------------------------
 
 
-def transformers_config(model: "Decoder", end: int) -> dict:
-    """Return config.json for transformers; `end` is the id that ends a text."""
+def require_plain(model: nn.Module) -> None:
+    """Raise ValueError for a model whose layers are no longer those of its class.
+
+    The message says what to do first; TypeError for what is no model of the course.
+    """
+    from shared.gpt_model import GPTModel
+    from shared.llama_model import LlamaModel
+    from shared.lora import lora_layers
+
+    if not isinstance(model, GPTModel | LlamaModel):
+        raise TypeError(f"GPTModel or LlamaModel wanted, not {type(model).__name__}")
+    if adapted := lora_layers(model):
+        layer = next(iter(adapted))
+        raise ValueError(f"{layer} has a LoRA adapter: call merge_lora(model) first")
+    kind: Any = GPTModel if isinstance(model, GPTModel) else LlamaModel
+    with torch.device("meta"):
+        fresh = kind(model.config)
+    now, own = _described(model), _described(fresh)
+    if wrong := [name for name in now | own if now.get(name) != own.get(name)]:
+        raise ValueError(
+            f"{wrong[0]} is not that of a {kind.__name__}: put the model's own layer "
+            "back first (a classifier's head is kept by save_classifier)"
+        )
+
+
+def _described(model: nn.Module) -> dict[str, str]:
+    """Return the kind of every layer and the shape of every weight, by name."""
+    layers = {n: type(layer).__name__ for n, layer in model.named_modules() if n}
+    return layers | {n: str(weight.shape) for n, weight in model.named_parameters()}
+
+
+def transformers_config(model: "Decoder", start: int, end: int) -> dict:
+    """Return config.json for transformers; the ids begin and end a text or a turn."""
     from shared.gpt_model import GPTModel
 
     config: Any = model.config
     common = {
         "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": end, "eos_token_id": end,
+        "bos_token_id": start, "eos_token_id": end, "pad_token_id": end,
         "dtype": str(model.tok_emb.weight.dtype).removeprefix("torch."),
     }  # fmt: skip
     if isinstance(model, GPTModel):
         dropouts = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
         return common | dict.fromkeys(dropouts, config.dropout) | {
             "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-            "n_positions": config.context_length, "n_embd": config.emb_dim,
-            "n_head": config.n_heads, "n_layer": config.n_layers,
+            "n_positions": config.context_length, "n_ctx": config.context_length,
+            "n_embd": config.emb_dim, "n_head": config.n_heads,
+            "n_layer": config.n_layers, "layer_norm_epsilon": 1e-5,
         }  # fmt: skip
     return common | {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"],
@@ -258,21 +290,26 @@ def save_for_transformers(
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
 
     (load_pretrained does not; it reads what save_model writes.) Raises ValueError if
-    the tokenizer has more ids than the model.
+    the tokenizer has more ids than the model, and as require_plain does.
     """
     from shared.pretrained_weights import CHATML, end_token, to_gpt2, to_llama
 
+    require_plain(model)
     if tokenizer.n_vocab > model.config.vocab_size:
         raise ValueError(
             f"{tokenizer.n_vocab} ids, but {model.config.vocab_size} in the model"
         )
     end = end_token(tokenizer)  # of a turn, or of a text
-    config = transformers_config(model, end)
+    start = tokenizer.special_tokens.get("<|im_start|>", tokenizer.eot_token)
+    config = transformers_config(model, start, end)
     convert: Any = to_gpt2 if config["model_type"] == "gpt2" else to_llama
     about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    about["eos_token"] = tokenizer.decode([end])
+    about["bos_token"] = tokenizer.decode([start])
+    about["eos_token"] = about["pad_token"] = tokenizer.decode([end])
+    about["padding_side"] = "left"  # what goes on is to the right
+    about["clean_up_tokenization_spaces"] = False
     about["model_max_length"] = model.config.context_length
-    if "<|im_end|>" in tokenizer.special_tokens:
+    if tokenizer.special_tokens.keys() >= {"<|im_start|>", "<|im_end|>"}:
         about["chat_template"] = CHATML
     settings = {"config": config, "tokenizer_config": about}
     settings["tokenizer"] = tokenizers_json(tokenizer)
