@@ -16,7 +16,9 @@ measure how often it agrees with answers that are known; section 7.7 shows how.
 import logging
 import os
 import re
+import warnings
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 
@@ -31,25 +33,50 @@ The answer to grade: {answer}
 
 Reply with one line: Score: <points>"""
 
-# Where points are looked for, N being a number; the first form that is found counts.
+# A number by itself: not a part of a longer one, of a range (7-8) or of a percentage;
+# and the scale that it is on, as in 7/10 and 7 out of 10.
+N = r"(?<![\w.,/–-])(-?\d+(?:[.,]\d+)?)(?![.,]?\d)(?! ?%|[-–]\d| to \d)"
+SCALE = r"(?:\s*(?:/|(?:out )?of)\s*(\d+))?"
+# Where points are looked for; of the first form that is found, the last place counts.
 FORMS = (
-    r"score(?: is| of)?[\s:=*_]*N",  # Score: 7
-    r"N\s*(?:/|out of)\s*10\b",  # 7/10, 7 out of 10
-    r"^[\s*]*N[\s*.]*$",  # 7
+    # Score: 7, score (0-10) = 7
+    rf"score(?: ?\([^()]*\)| out of 10)?\s*(?:[:=|]|[-–]\s|\s)\s*{N}{SCALE}",
+    rf"score (?:is|of|should be|would be)(?: an?)? {N}{SCALE}",
+    rf"{N}\s*(?:/|out of)\s*(10)\b",
+    rf"^\s*{N}{SCALE}[\s.]*$",
 )
+# What is no verdict: a perfect score of 10; a score of 10 would need ...
+NO_VERDICT = (
+    rf"(?:perfect|maximum|max|full|top|highest)(?: possible)? score(?: of| is|:)? {N}",
+    rf"(?:score of )?{N}{SCALE} (?:would(?! be)|needs?|requires?|means?|is for)\b",
+)
+FLAGS = re.IGNORECASE | re.MULTILINE
 
 
 def read_score(text: str | None) -> int | None:
     """Return the points (0 to 10) in what a judge wrote, None if there are none.
 
+    A half is rounded up. What stands in a <think> part does not count. Points on
+    another scale, such as 4/5 or 80%, are None: who uses one has not read the rubric.
+
     >>> read_score("A fine answer. **Score: 7/10**"), read_score("I cannot grade this.")
     (7, None)
     """
+    text = text or ""
+    for thoughts in (r"<think\w*>.*?</think\w*>", r".*</think\w*>", r"<think\w*>.*"):
+        text = re.sub(thoughts, "", text, flags=FLAGS | re.DOTALL)
+    # The rubric's <points>, bold face, quotes and the like are decoration.
+    text = re.sub("<score>", "score: ", text, flags=FLAGS)
+    text = re.sub(r"</?[a-zA-Z]+>|[*_`\"'<>{}$]|[][]|\\boxed", " ", text)
+    text = re.sub(r"[ \t]+", " ", text)
+    for words in NO_VERDICT:
+        text = re.sub(words, "", text, flags=FLAGS)
     for form in FORMS:
-        pattern = form.replace("N", r"(-?\d+(?:\.\d+)?)")
-        if found := re.findall(pattern, text or "", re.IGNORECASE):
-            points = float(found[-1])  # a judge that thinks aloud decides at the end
-            return round(points) if 0 <= points <= 10 else None
+        if found := re.findall(form, text, FLAGS):
+            number, scale = found[-1]  # a judge that thinks aloud decides at the end
+            points = float(number.replace(",", "."))
+            fits = 0 <= points <= 10 and scale in ("", "10")
+            return int(points + 0.5) if fits else None
     return None
 
 
@@ -57,30 +84,53 @@ def make_judge(url: str | None = None, **options: Any) -> openai.OpenAI | None:
     """Return a client for the server at url or LLM_COURSE_JUDGE, None without either.
 
     It waits 60 seconds and tries three times, unless options (for openai.OpenAI) say
-    otherwise; it logs no prompts.
+    otherwise; it logs no prompts. None, with a warning, for an address that is none.
     """
     url = url or os.environ.get("LLM_COURSE_JUDGE")
     if not url:
         return None
     logging.getLogger("openai").setLevel(logging.WARNING)
     settings = {"timeout": 60, "max_retries": 2} | options
-    key = os.environ.get("OPENAI_API_KEY", "none")
-    return openai.OpenAI(base_url=url, api_key=key, **settings)
+    key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an address begins with http:// or https:// and a host")
+        if parts.hostname in ("localhost", "127.0.0.1", "::1"):  # no proxy leads there
+            settings.setdefault(
+                "http_client", openai.DefaultHttpxClient(trust_env=False)
+            )
+        return openai.OpenAI(base_url=url, api_key=key, **settings)
+    except (ImportError, ValueError, openai.OpenAIError) as error:
+        warnings.warn(f"no judge at {url}: {error}", stacklevel=2)
+        return None
 
 
 def ask_judge(judge: openai.OpenAI, entry: dict[str, Any], answer: str) -> int | None:
     """Return the judge's points (0 to 10) for an answer to an entry's instruction.
 
-    None if it gave no score, or no reply: a judge that is away must not end a run.
+    None if it gave no score, or no reply: a judge that is away must not end a run. What
+    went wrong is said in a warning, in the server's own words; Python shows it once.
     """
     fields = {key: entry[key] for key in ("instruction", "input", "output")}
     content = RUBRIC.format(**fields, answer=answer)
+    model = os.environ.get("LLM_COURSE_JUDGE_MODEL") or "llama3.2"
+    reply: Any = None
     try:
         reply = judge.chat.completions.create(
-            model=os.environ.get("LLM_COURSE_JUDGE_MODEL", "llama3.2"),
-            messages=[{"role": "user", "content": content}],
-            temperature=0,
+            model=model, messages=[{"role": "user", "content": content}], temperature=0
         )
         return read_score(reply.choices[0].message.content)
-    except (openai.OpenAIError, ValueError, AttributeError, TypeError, IndexError):
-        return None
+    except (openai.OpenAIError, ValueError) as error:
+        sent = getattr(error, "body", None) or getattr(error, "doc", None)
+        said = sent or error.__cause__ or error
+        if isinstance(said, dict):
+            said = said.get("message", said)
+    except (AttributeError, TypeError, IndexError):
+        said = f"{reply} is no chat completion"
+    words = re.sub(r"\s+", " ", str(said))
+    if judge.api_key != "none":
+        words = words.replace(judge.api_key, "(the key)")
+    place = f"the judge {model} at {judge.base_url}"
+    warnings.warn(f"{place} gave no score: {words[:300]}", stacklevel=2)
+    return None

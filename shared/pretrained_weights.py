@@ -19,8 +19,13 @@ from shared.gpt_model import GPT_CONFIGS, Decoder, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel, pairs_to_halves
 from shared.pretraining import load_model, model_with, stream
 from shared.support import existing
-from shared.support.fetch import FetchError, fetch_smollm2
-from shared.support.files import read_tensors, weights_of
+from shared.support.fetch import FetchError, fetch_smollm2, what_helps
+from shared.support.files import (
+    read_tensors,
+    refuse_gguf_settings,
+    require_plain,
+    weights_of,
+)
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer, bytes_of
 
@@ -68,22 +73,32 @@ def open_gguf(path: str | Path) -> Iterator[tuple[dict, list[gguf.ReaderTensor]]
 
 
 def gguf_config(settings: dict, tensors: list[gguf.ReaderTensor]) -> LlamaConfig:
-    """Return the configuration of a Llama-style GGUF file; ValueError for another."""
+    """Return the configuration of a Llama-style GGUF file.
+
+    Raises ValueError for another architecture, and, naming its key, for a setting that
+    would change the arithmetic and that LlamaModel does not have.
+    """
     if (kind := settings["general.architecture"]) != "llama":
         raise ValueError(f"the architecture is {kind!r}; only 'llama' is supported")
-    if scaled := [key for key in settings if key.startswith("llama.rope.scal")]:
-        raise ValueError(f"{scaled[0]}: scaled rotary positions are not supported")
+    settings = {  # what a file may leave out
+        "llama.vocab_size": len(settings["tokenizer.ggml.tokens"]),
+        "llama.attention.head_count_kv": settings["llama.attention.head_count"],
+        "llama.rope.freq_base": 10_000.0,
+    } | settings
     sizes = {
         "vocab_size": "vocab_size", "context_length": "context_length",
         "emb_dim": "embedding_length", "n_heads": "attention.head_count",
         "n_kv_heads": "attention.head_count_kv", "n_layers": "block_count",
         "hidden_dim": "feed_forward_length", "rope_base": "rope.freq_base",
+        "norm_eps": "attention.layer_norm_rms_epsilon",
     }  # fmt: skip
     rest = {ours: settings[f"llama.{key}"] for ours, key in sizes.items()}
     # Stored as float32: 1e-5 comes back as 9.999999747e-06, unless read as float32.
-    eps = float(str(np.float32(settings["llama.attention.layer_norm_rms_epsilon"])))
+    rest["norm_eps"] = float(str(np.float32(rest["norm_eps"])))
     tied = all(tensor.name != "output.weight" for tensor in tensors)
-    return LlamaConfig(**rest, norm_eps=eps, tie_weights=tied)
+    config = LlamaConfig(**rest, tie_weights=tied)
+    refuse_gguf_settings(settings, config.head_dim, known=set(sizes.values()))
+    return config
 
 
 def gguf_weights(tensors: list[gguf.ReaderTensor]) -> dict[str, torch.Tensor]:
@@ -108,6 +123,8 @@ def gguf_tokenizer(settings: dict) -> BPETokenizer:
         raise ValueError(f"the tokenizer is {kind!r}; only 'smollm' is supported")
     tokens = dict(enumerate(settings["tokenizer.ggml.tokens"]))
     kinds = settings["tokenizer.ggml.token_type"]
+    if gguf.TokenType.USER_DEFINED in kinds:
+        raise ValueError("tokens that a user defined are not supported")
     special = {t: i for i, t in tokens.items() if kinds[i] == gguf.TokenType.CONTROL}
     vocab = {i: t.encode() if t in special else bytes_of(t) for i, t in tokens.items()}
     pairs = [pair.split(" ") for pair in settings["tokenizer.ggml.merges"]]
@@ -225,11 +242,14 @@ QKV = ("query", "key", "value")
 
 
 def from_gpt2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return GPT-2's weights under our names, from those of transformers' model."""
+    """Return GPT-2's weights under our names, from those of transformers' model.
+
+    A head that is the embedding once more is left out.
+    """
     weights = {}
     for name, tensor in tensors.items():
         if name.endswith(("lm_head.weight", ".attn.bias", ".attn.masked_bias")):
-            continue  # the embedding once more; a causal mask
+            continue  # see below; a causal mask
         if ".c_" in name and tensor.ndim == 2:
             tensor = tensor.T  # stored for x @ W
         name = "transformer." + name.removeprefix("transformer.")  # some leave it out
@@ -237,6 +257,9 @@ def from_gpt2(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         parts = [ours.replace("qkv", part) for part in QKV] if "qkv" in ours else [ours]
         for part, numbers in zip(parts, tensor.chunk(len(parts)), strict=True):
             weights[part] = numbers.contiguous()
+    head = tensors.get("lm_head.weight")
+    if head is not None and not torch.equal(head, weights.get("tok_emb.weight", head)):
+        weights["out_head.weight"] = head  # else it is the embedding once more
     return weights
 
 
@@ -255,8 +278,11 @@ def load_gpt2(size: str = "124M") -> tuple[Decoder, BPETokenizer]:
         if not isinstance(path, str):
             path = huggingface_hub.hf_hub_download(repository, file)
     except Exception as error:  # of many types
-        reason = f"{repository} could not be brought: {error.__cause__ or error}"
-        raise FetchError(f"{reason}; run again with a network") from error
+        reason = error.__cause__ or error
+        raise FetchError(
+            f"{repository} could not be brought: {reason}; "
+            f"run again {what_helps(reason)}"
+        ) from error
     weights = from_gpt2(read_tensors(path))
     model = model_with(GPTModel, GPT_CONFIGS[size], weights)
     return model, BPETokenizer.from_gpt2_files()
@@ -293,6 +319,7 @@ LLAMA_NAMES = {
 
 def to_llama(model: LlamaModel) -> dict[str, torch.Tensor]:
     """Return the weights under the names of transformers' LlamaForCausalLM."""
+    require_plain(model)
     tensors = {}
     for name, tensor in weights_of(model).items():
         if "W_query" in name or "W_key" in name:
@@ -303,6 +330,7 @@ def to_llama(model: LlamaModel) -> dict[str, torch.Tensor]:
 
 def to_gpt2(model: GPTModel) -> dict[str, torch.Tensor]:
     """Return the weights under the names of transformers' GPT2LMHeadModel."""
+    require_plain(model)
     weights = weights_of(model)
     zeros = torch.zeros_like(weights["final_norm.bias"])  # biases only they have
     for i in range(model.config.n_layers):
@@ -321,6 +349,9 @@ def to_gpt2(model: GPTModel) -> dict[str, torch.Tensor]:
 
 
 CHATML = (
+    "{% if not messages or messages[0]['role'] != 'system' %}<|im_start|>system\n"
+    + SYSTEM
+    + "<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -1,20 +1,11 @@
-"""What several test files need: a small model, a tokenizer, and the marker `slow`."""
+"""What several test files need: a small model, and a tokenizer."""
 
-import os
-from collections.abc import Generator
-from pathlib import Path
-
-import pytest
 import torch
 
 from shared.gpt_model import Decoder, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel
 from shared.text_data import END_OF_TEXT
 from shared.tokenizer import BPETokenizer
-
-os.environ.setdefault("LLM_COURSE_DEVICE", "cpu")  # the kernels of notebooks inherit it
-
-QUICK_NOTEBOOKS = {"ch01_intro", "ch02_text_data", "ch03_attention"}
 
 GPT = GPTConfig(50, 16, emb_dim=24, n_heads=4, n_layers=2)
 LLAMA = LlamaConfig(
@@ -44,24 +35,3 @@ def shaken(model: torch.nn.Module, seed: int = 0, std: float = 0.3) -> torch.nn.
         for parameter in model.parameters():
             parameter.normal_(std=std).add_(1.0 if parameter.ndim == 1 else 0.0)
     return model
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator:
-    """In CI, a test is skipped for a reason that tests/skips.txt lists, or it fails."""
-    report = yield
-    if report.skipped and os.environ.get("CI") == "true":
-        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
-        listed = (Path(__file__).parent / "skips.txt").read_text(encoding="utf-8")
-        if reason not in listed.splitlines():
-            report.outcome = "failed"
-            report.longrepr = f"tests/skips.txt does not list this skip: {reason}"
-    return report
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cells of all notebooks but three as slow: a notebook runs as a whole."""
-    for item in items:
-        notebook = Path(item.path).suffix == ".ipynb"
-        if notebook and Path(item.path).stem not in QUICK_NOTEBOOKS:
-            item.add_marker("slow")

@@ -6,6 +6,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 from shared.support import COURSE
 from shared.support.course import (
@@ -83,3 +85,17 @@ def test_plots_get_the_courses_colours():
     meanings = ["tokens", "weights", "attention", "loss"]
     okabe_ito = ["#0072B2", "#009E73", "#E69F00", "#D55E00"]
     assert [COLORS[meaning] for meaning in meanings] == okabe_ito
+
+
+def test_a_notebook_shows_figures_whatever_mplbackend_says(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    begin = "import matplotlib.pyplot as plt\n"
+    begin += "from shared.support.course import use_course_style\n"
+    show = "use_course_style()\nplt.plot([1])\nplt.show()"
+    cells = [begin + show]
+    cells += [f"plt.switch_backend({name!r})\n{show}" for name in ("svg", "pdf", "agg")]
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    for cell in notebook.cells:
+        shown = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+        assert len(shown) == 1, cell

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -388,6 +389,14 @@ REFUSED = [  # a code cell, its refused line, and the reason
     ("%%time\n#| export\nx = 1", 2, f"`#| export`{DIRECTIVE}"),
     ("\n#| export\nx = 1", 2, f"`#| export`{DIRECTIVE}"),
     ("#| export\nz = 1\n    #| hide\n", 3, f"`#| hide`{DIRECTIVE}"),
+    ("#| export  # note\nx = 1", 1, f"`#| export  # note`{DIRECTIVE}"),
+    ("x = 1\n#| export", 2, f"`#| export`{DIRECTIVE}"),
+    ("##| export\nx = 1", 1, f"`##| export`{DIRECTIVE}"),
+    ("#export\nx = 1", 1, f"`#export`{DIRECTIVE}"),
+    ("#:exporti\nx = 1", 1, f"`#:exporti`{DIRECTIVE}"),
+    ("#\uff5c export\nx = 1", 1, f"`#\uff5c export`{DIRECTIVE}"),
+    ("\ufeff#| export\nx = 1", 1, f"`\ufeff#| export`{DIRECTIVE}"),
+    ("#\u00a0| export\nx = 1", 1, f"`#\u00a0| export`{DIRECTIVE}"),
 ]
 
 
@@ -410,6 +419,94 @@ def test_everything_that_is_refused_is_shown_at_once(root, capsys):
         assert "NEW = 1" in module(root, topic)
     assert run(root, "--check") == 1
     assert capsys.readouterr().err.splitlines() == [first, *found]
+
+
+@pytest.mark.parametrize("source", ["#| export\nA = 1", "\n #|exporti\nA = 1"])
+@pytest.mark.parametrize("kind", ["markdown", "raw"])
+@pytest.mark.parametrize("option", ["--check", None])
+def test_a_directive_in_a_cell_that_is_no_code(root, capsys, source, kind, option):
+    path = save(root, "ch02_words", "#| export\nB = 1")
+    assert run(root) == 0
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(new_code_cell(source))
+    notebook.cells[-1].update(cell_type=kind)
+    for name in ("outputs", "execution_count"):
+        del notebook.cells[-1][name]
+    nbformat.write(notebook, path)
+    capsys.readouterr()
+    assert run(root, *filter(None, [option])) == 1
+    first = source.strip().split("\n")[0]
+    assert capsys.readouterr().err == f"{WORDS}, cell 3: `{first}` in a {kind} cell\n"
+
+
+def test_prose_may_speak_of_directives(root):
+    save(root, "ch02_words", "## 2.1 Export\n\n#| export, says nbdev", "# | a bar")
+    assert run(root) == 1  # the comment
+    save(root, "ch02_words", "## 2.1 Export\n\n`#| export` marks", "# export, later")
+    assert run(root) == 0
+
+
+# ------------------------------------------------------------------------------ copies
+
+COPIES = [  # as JupyterLab, Windows, macOS, GNOME and people name them
+    "ch02_words-Copy1/ch02_words", "ch02_words - Copy/ch02_words",
+    "ch02_words copy/ch02_words", "ch02_words (1)/ch02_words",
+    "ch02_words_mine/ch02_words", "ch02_old/ch02_words",
+    "ch02_words/ch02_words-Copy1", "ch02_words/ch02_words copy",
+    "ch02_words/ch02_words_copy", "ch02_words/ch02_mine",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_beside_the_original_changes_nothing(root, capsys, copy):
+    last = 'export.main(["--check", "ch02_words"])'
+    save(root, "ch02_words", "#| export\nRIGHT = 1", last)
+    save(root, copy, "#| export\nWRONG = 1", last)
+    assert run(root) == 0
+    assert os.listdir(root / "shared") == ["words.py"]
+    assert "RIGHT = 1" in module(root, "words")
+    for arguments in ([], ["ch02_words"]):
+        assert run(root, "--check", *arguments) == 0
+    assert export.find_notebooks(root) == [root / WORDS]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("folder", "told", "noted"),
+    [
+        ("ch02_words", {}, False),  # as nbval and nbconvert run it
+        ("ch02_words", {"JPY_SESSION_NAME": "ch02_words.ipynb"}, False),
+        ("ch02_words", {"JPY_SESSION_NAME": "ch02_words-Copy1.ipynb"}, True),
+        ("ch02_words", {"JPY_SESSION_NAME": "/else/where.ipynb"}, False),  # inherited
+        ("ch02_words copy", {"JPY_SESSION_NAME": "ch02_words.ipynb"}, True),
+        ("ch02_words copy", {}, True),
+        (".", {}, True),  # papermill, or an editor
+        (".", {"__vsc_ipynb_file__": "ch02_words/ch02_words.ipynb"}, False),
+        (".", {"__vsc_ipynb_file__": "ch02_words/mine.ipynb"}, True),
+    ],
+)
+@pytest.mark.parametrize("in_step", [True, False])
+def test_the_last_cell_tells_a_copy_from_a_change(
+    root, monkeypatch, capsys, folder, told, noted, in_step
+):
+    save(root, "ch02_words", "#| export\nA = 1")
+    assert run(root) == 0
+    if not in_step:
+        save(root, "ch02_words", "#| export\nA = 2")
+    (root / folder).mkdir(exist_ok=True)
+    monkeypatch.chdir(root / folder)
+    names = {n: f"{root / v}" for n, v in told.items() if n.startswith("__")}
+    shell = SimpleNamespace(user_ns=names)
+    ipython = SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    if name := told.get("JPY_SESSION_NAME"):
+        monkeypatch.setenv("JPY_SESSION_NAME", str(root / folder / name))
+    assert run(root, "--check", "ch02_words") == (not in_step)
+    said = capsys.readouterr().err
+    assert ("not in step" in said) == (not in_step)
+    assert ("note: this runs in " in said) == noted
+    assert not noted or f"checked was {root / WORDS}; " in said
 
 
 def test_imports_that_are_allowed(root):
@@ -608,7 +705,8 @@ def test_an_edited_module_is_shown_where_a_character_cannot_be(tmp_path):
 
 def test_the_courses_notebooks_are_clean(tmp_path, capsys):
     course = copy_of_the_course(tmp_path)
-    for notebook in COURSE.glob("ch*/*.ipynb"):  # the exercises too
+    # The exercises too, but no reader's copy
+    for notebook in filter(export.is_original, COURSE.glob("ch*/*.ipynb")):
         shutil.copy(notebook, course / notebook.parent.name)
         assert run(course, "--clean", notebook.stem) == 0
     assert "cleaned" not in capsys.readouterr().out

@@ -399,6 +399,29 @@ def test_no_network(cache, monkeypatch, pauses):
     assert found_in(cache) == []
 
 
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("certificate verify failed: self-signed certificate", "SSL_CERT_FILE"),
+        ("pip: SSLCertVerificationError(1, 'CERTIFICATE_VERIFY_FAILED", "SSL_CERT_FI"),
+        ("Unable to connect to proxy", "with a proxy that works"),
+        ("Missing dependencies for SOCKS support.", "with a proxy that works"),
+    ],
+)
+def test_a_certificate_or_a_proxy_is_no_missing_network(
+    cache, monkeypatch, message, advice
+):
+    def fails(*_):
+        raise OSError(message)
+
+    monkeypatch.setattr(fetch, "_bring", fails)
+    add(monkeypatch, NAME, BODY, url="https://example.org/a")
+    with pytest.raises(FetchError) as caught:
+        fetch.fetch(NAME)
+    assert advice in str(caught.value) and message in str(caught.value)
+    assert "network connection" not in str(caught.value)
+
+
 # --- from a wheel ---------------------------------------------------------------------
 
 

@@ -3,10 +3,12 @@
 import importlib
 import json
 import logging
+import re
 import socket
 import sys
 import threading
 import time
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -337,6 +339,30 @@ def test_what_is_scored_must_fit_the_context():
         ("Score: -2", None), ("100", None), ("It is 90% right", None), ("ten", None),
         ("Score: " + "9" * 400, None), ("GPT4 says: Score: 2", 2),
         ("A score of 10 needs the right form, which is missing. Score: 3", 3),
+        # What would be another number's score, or the scale
+        ("Score: 7/10. A perfect score of 10 would need the article.", 7),
+        ("Score: 2. A score of 10 would need the right form.", 2),
+        ("Out of a maximum score of 10, this gets 2/10.", 2),
+        ("The maximum score is 10. Score: 3", 3), ("Score: 3 (full score: 10)", 3),
+        ("This is a 4/10. A 10/10 would need the form.", 4),
+        ("6 out of 10, as a score of 10 means that nothing is missing.", 6),
+        # Thoughts, aloud or not
+        ("Score: 3? No: the form is right, too. Score: 5", 5),
+        ("<think>Score: 3? No, 9/10.</think>\n7", 7),
+        ("Perhaps a 9/10, or Score: 8</think>\nScore: 6", 6),
+        ("<thinking>8?</thinking>**4/10**", 4), ("<think>Surely Score: 9", None),
+        # Another scale, a range, a percentage
+        ("Score: 4/5", None), ("4/5", None), ("Score: 4 out of 5", None),
+        ("Score: 80%", None), ("Score: 85/100", None), ("Score: 7-8", None),
+        # The rubric's brackets, and other decoration
+        ("Score: <points>8</points>", 8), ("Score: <8>", 8), ("<score>8</score>", 8),
+        ("Score: <points>8</points>/10", 8), ("**Score**: `9`", 9), ("Score: [4]", 4),
+        ('{"score": 6}', 6), (r"Score: \boxed{5}", 5), ("Score (0-10): 4", 4),
+        ("Score: 8 / 10", 8), ("Score - 8", 8), ("Score:\n\n8", 8), ("Score 1", 1),
+        ("I give it a score of 6.", 6), ("Its score is 3. Yours would be 10/10.", 3),
+        # A half is rounded up
+        ("Score: 7.5", 8), ("Score: 6.5/10", 7), ("Score: 0.5", 1), ("Score: 7,5", 8),
+        ("Score: 0.4", 0), ("Score: 10.4", None), ("Score: -0.1", None),
     ],
 )  # fmt: skip
 def test_scores_are_read(text, score):
@@ -368,6 +394,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1.5)
         status = step if isinstance(step, int) else 200
         data = step if isinstance(step, bytes) else reply("Score: 4")
+        if isinstance(step, tuple):
+            status, data = step
         if isinstance(step, str) and step != "sleep":
             data = reply(step)
         self.send_response(status)
@@ -393,12 +421,16 @@ def server(monkeypatch):
     monkeypatch.setenv("LLM_COURSE_JUDGE", f"http://127.0.0.1:{httpd.server_port}/v1")
     monkeypatch.setenv("LLM_COURSE_JUDGE_MODEL", "some-judge")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-key")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # A proxy that is not there, of a kind that needs a package more
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
     yield httpd
     httpd.shutdown()
     httpd.server_close()
 
 
+@pytest.mark.filterwarnings("ignore:the judge")
 @pytest.mark.parametrize(
     ("plan", "score", "n_requests"),
     [
@@ -435,6 +467,62 @@ def test_judges_of_all_kinds(server, caplog, capfd, plan, score, n_requests):
     assert "sk-secret-key" not in out and "Give the plural" not in out
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (404, "404 page not found", "404 page not found"),  # no /v1: Ollama
+        (404, "", "404"),
+        (404, {"error": {"message": 'model "x" not found, pull it'}}, '"x" not found'),
+        (404, {"error": "no such model"}, "no such model"),
+        (404, {"detail": "Not Found"}, "Not Found"),  # FastAPI
+        (200, {"error": "Unexpected endpoint (POST /chat)"}, "Unexpected endpoint"),
+        (200, "<html>Welcome</html>", "Welcome"),
+        (401, {"error": {"message": "wrong key sk-secret-key"}}, "wrong key (the key)"),
+        (400, {"error": {"message": "temperature: not\nsupported"}}, "not supported"),
+        (503, "<html>" + "busy " * 1000, "busy"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_judge_is_said_once(server, status, body, said):
+    data = (body if isinstance(body, str) else json.dumps(body)).encode()
+    server.plan = [(status, data)]
+    client = judge.make_judge(max_retries=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")  # Python's own way: once for each place
+        for answer in ("mice", "mouses"):
+            assert judge.ask_judge(client, ENTRY, answer) is None
+    [warning] = caught
+    words = str(warning.message)
+    assert words.startswith(
+        f"the judge some-judge at {client.base_url} gave no score: "
+    )
+    assert said in words and "sk-secret-key" not in words
+    assert len(words) < 400 and "\n" not in words
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:11434/v1", "127.0.0.1:1/v1", "ftp://a/v1", "http://", "http://["]
+)
+def test_an_address_that_is_none_is_no_judge(url):
+    with pytest.warns(UserWarning, match=f"no judge at {re.escape(url)}: "):
+        assert judge.make_judge(url) is None
+
+
+def test_a_proxy_that_cannot_be_used_is_said(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as if it were not installed
+    with pytest.warns(UserWarning, match="socksio"):
+        assert judge.make_judge("http://judge.invalid/v1") is None
+
+
+@pytest.mark.parametrize("key", ["", " ", "sk-1\n", None])
+def test_a_key_that_is_empty_or_ends_a_line(server, monkeypatch, key):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    if key is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    server.plan = ["Score: 3"]
+    assert judge.ask_judge(judge.make_judge(max_retries=0), ENTRY, "mice") == 3
+
+
 def test_without_a_judge(monkeypatch):
     monkeypatch.delenv("LLM_COURSE_JUDGE", raising=False)
     assert judge.make_judge() is None
@@ -443,4 +531,5 @@ def test_without_a_judge(monkeypatch):
         client = judge.make_judge(
             f"http://127.0.0.1:{free.getsockname()[1]}/v1", max_retries=0
         )
-        assert judge.ask_judge(client, ENTRY, "mice") is None
+        with pytest.warns(UserWarning, match="gave no score"):
+            assert judge.ask_judge(client, ENTRY, "mice") is None

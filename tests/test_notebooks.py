@@ -1,16 +1,28 @@
 """Every notebook, read as data, keeps the rules: good to read, safe to re-run."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from code_lines import lines_of_code
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from shared.support.export import is_original
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(ROOT.glob("ch*/*.ipynb"))
-FIGURES = sorted(ROOT.glob("ch*/figures/*.svg"))
+# A reader's copies count in CI only.
+NOTEBOOKS = [
+    path
+    for path in sorted(ROOT.glob("ch*/*.ipynb"))
+    if is_original(path) or os.environ.get("CI") == "true"
+]
+FIGURES = sorted({f for path in NOTEBOOKS for f in path.parent.glob("figures/*.svg")})
 PLAIN_CELL, DEFINING_CELL = 15, 45  # most lines of code in a cell
 LARGEST_NOTEBOOK = 1.5 * 2**20  # bytes
 COLORS = {"#0072B2", "#009E73", "#E69F00", "#D55E00"}
@@ -160,3 +172,82 @@ def test_notebook_opens_and_ends_as_all_do(path):
         assert "**Question:**" in section and "**Answer:**" in section, section[:60]
     check = f'assert export.main(["--check", "{path.stem}"]) == 0'
     assert cells[-1].source == f"from shared.support import export\n\n{check}"
+
+
+# --- the suite in other environments --------------------------------------------------
+
+FOREIGN = {
+    "MPLBACKEND": "Agg", "PYTHONWARNINGS": "default", "PYTHONOPTIMIZE": "1",
+    "OPENAI_API_KEY": "", "ALL_PROXY": "socks5://127.0.0.1:9", "LLM_COURSE_DEVICE": "",
+    "LLM_COURSE_JUDGE": "http://127.0.0.1:9/v1", "JPY_SESSION_NAME": "x.ipynb",
+}  # fmt: skip
+
+
+def run_pytest(folder: Path, *arguments, **more: str) -> subprocess.CompletedProcess:
+    """Run pytest in a folder and in an environment that is none of ours."""
+    kept = {n: v for n, v in os.environ.items() if n not in {"CI", *FOREIGN}}
+    wanted = {name: value for name, value in FOREIGN.items() if value or "KEY" in name}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=folder,
+        env=kept | wanted | {"PYTHONPATH": str(ROOT)} | more,
+        capture_output=True,
+        text=True,
+    )
+
+
+def small_notebook(path: Path, *cells) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = [
+        new_code_cell(source, outputs=outputs, execution_count=1)
+        for source, outputs in cells
+    ]
+    nbformat.write(new_notebook(cells=code), path)
+    return path
+
+
+def test_the_environment_does_not_reach_a_notebook(tmp_path):
+    """Run one by its path alone, so without tests/conftest.py, from another folder."""
+    look = "import os\nprint(os.environ.get('LLM_COURSE_DEVICE'), __debug__)"
+    look += "\nprint(os.environ.get('LLM_COURSE_JUDGE'))"
+    seen = new_output("stream", name="stdout", text="cpu True\nNone\n")
+    warning = "import warnings\nwarnings.warn('old', PendingDeprecationWarning)"
+    plot = "import matplotlib.pyplot as plt\nplt.plot([1])\nplt.show()"
+    data = {"image/png": "", "text/plain": "<Figure size 640x480 with 1 Axes>"}
+    picture = new_output("display_data", data)
+    path = small_notebook(
+        tmp_path / "n.ipynb", (look, [seen]), (warning, []), (plot, [picture])
+    )
+    done = run_pytest(tmp_path, "-c", ROOT / "pyproject.toml", path)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout
+
+
+def test_copies_are_the_readers_own(tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    cell = ('export.main(["--check", "ch01_intro"])', [])
+    names = ["ch01_intro/ch01_intro", "ch01_intro/ch01_more"]
+    copies = ["ch01_intro/ch01_intro-Copy1", "ch01_intro copy/ch01_intro"]
+    copies += ["ch01_intro/mine", "ch01_intro/ch01_intro_mine"]
+    for name in [*names, *copies]:
+        here = cell if name != names[1] else ("1", [])
+        small_notebook(tmp_path / f"{name}.ipynb", here)
+
+    def collected(*arguments, **more) -> set[str]:
+        done = run_pytest(tmp_path, "--collect-only", *arguments, **more)
+        return {
+            line.partition(".ipynb::")[0]
+            for line in done.stdout.splitlines()
+            if "::" in line
+        }
+
+    assert collected() == set(names)
+    assert collected("-m", "not slow") == {names[0]}
+    assert collected(f"{copies[0]}.ipynb") == {copies[0]}
+    assert collected(CI="true") == {*names, *copies}
+
+
+@pytest.mark.slow
+def test_a_chapters_folder_in_a_foreign_environment():
+    done = run_pytest(ROOT / "ch01_intro")
+    assert done.returncode == 0 and "passed" in done.stdout, done.stdout

@@ -5,13 +5,16 @@ import os
 import platform
 import random
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import psutil
 import torch
 from cycler import cycler
+from matplotlib.backends import BackendFilter, backend_registry
 
 from shared.support import COURSE
 
@@ -42,7 +45,17 @@ def get_device() -> torch.device:
 
 
 def use_course_style() -> None:
-    """Give every matplotlib figure of this session the course's look."""
+    """Give every matplotlib figure of this session the course's look.
+
+    In a notebook, figures are shown in it, even if MPLBACKEND names a backend that only
+    writes files, as is usual on servers.
+    """
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    backend = str(mpl.get_backend(auto_select=False)).lower()
+    writers = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+    if hasattr(shell, "kernel") and backend in writers:
+        shell.run_line_magic("matplotlib", "inline")
     mpl.rcParams.update({
         "figure.figsize": (7.6, 3.6), "figure.dpi": 100, "figure.facecolor": "white",
         "axes.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,

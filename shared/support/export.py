@@ -23,6 +23,7 @@ import argparse
 import ast
 import difflib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -35,10 +36,12 @@ from shared.support import COURSE, read_json, write_whole
 
 COMMAND = "python -m shared.support.export"
 DIRECTIVES = ("#| export", "#| exporti")
-LIKE_A_DIRECTIVE = re.compile(r"\s*#\s*\|")
+# Also with a byte order mark before it, another bar, no bar, ...
+LIKE_A_DIRECTIVE = re.compile(r"[\s\ufeff\u200b]*#+(\s*[|¦｜]|[:!>]*exporti?\s*$)")
 MAGIC = re.compile(r"[%!?]|[\w, ]+=\s*[%!]|[\w.*]+\?{1,2}$")
 
 NOTEBOOK = re.compile(r"ch\d\d_\w+(?<!_exercises)")
+LAST_CELL = re.compile(r'"--check\\?", \\?"(\w+)')
 PROMISE = re.compile(r"^>[ \t]*(\S.*)", re.MULTILINE)
 HEADING = re.compile(r"^## (.*)", re.MULTILINE)
 LINK = re.compile(r"!?\[(.*?)\]\(.*?\)")
@@ -57,10 +60,25 @@ def find_notebooks(root: Path = COURSE) -> list[Path]:
 
     The order is by chapter. Within a chapter, the notebook named like its folder comes
     first and the others follow by name. Left out are exercises (`*_exercises.ipynb`)
-    and what JupyterLab calls a duplicate (`ch03_attention-Copy1.ipynb`).
+    and copies.
     """
     found = [path for path in root.glob("ch*/*.ipynb") if NOTEBOOK.fullmatch(path.stem)]
+    found = [path for path in found if is_original(path)]
     return sorted(found, key=lambda p: (p.stem[:4], p.stem != p.parent.name, p))
+
+
+def is_original(path: Path) -> bool:
+    """Tell a notebook of the course from a copy of it, or in a copy of its folder.
+
+    Its folder holds a notebook of the folder's own name, its name begins as that does,
+    and its last cell, if it checks a notebook, checks this one.
+    """
+    main = path.with_name(f"{path.parent.name}.ipynb")
+    names = re.fullmatch(r"(ch\d\d_)\w+/\1\w+", f"{main.stem}/{path.stem}")
+    if not names or not main.is_file():
+        return False
+    checked = LAST_CELL.findall(path.read_text("utf-8", errors="replace"))
+    return not checked or path.stem in checked
 
 
 def topic_of(path: Path) -> str:
@@ -90,6 +108,15 @@ def read_cells(path: Path) -> tuple[str, list[tuple[str, str]]]:
         for title in HEADING.findall(source) if kind == "markdown" else []:
             section = re.sub(r"^(\d+\.\d+) ", r"Section \1: ", plain(title))
     return plain(promise[1]) if promise else "", code
+
+
+def directives_in_text(path: Path) -> Iterator[str]:
+    """Yield where a cell that is no code cell begins with a directive."""
+    for number, cell in enumerate(read_json(path)["cells"], 1):
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" and LIKE_A_DIRECTIVE.match(source):
+            first = source.strip().split("\n")[0]
+            yield f"cell {number}: `{first}` in a {cell['cell_type']} cell"
 
 
 def plain(markdown: str) -> str:
@@ -199,6 +226,7 @@ def module_text(path: Path, root: Path = COURSE) -> str:
     later = {f"shared.{topic_of(p)}" for p in notebooks[notebooks.index(path) :]}
     promise, cells = read_cells(path)
     refused = [] if promise else [f"{label}: the first cell has no `> ` line"]
+    refused += [f"{label}, {where}" for where in directives_in_text(path)]
     known: set[str] = set()
     refused += [
         f"{label}, code cell {number}, line {line}: {reason}"
@@ -278,6 +306,35 @@ def clean(path: Path) -> str:
 # --------------------------------------------------------------------- the program
 
 
+def running_notebook() -> Path | None:
+    """Return where the notebook lies that runs this, as far as can be told.
+
+    VS Code and JupyterLab tell its path; else it is a nameless one in the working
+    directory. None if no notebook runs this.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    if not shell:
+        return None
+    if told := shell.user_ns.get("__vsc_ipynb_file__"):
+        return Path(told).resolve()
+    told = Path(os.environ.get("JPY_SESSION_NAME", ""))
+    # A kernel that a notebook's cell has started inherits the variable.
+    is_here = told.suffix == ".ipynb" and told.parent.resolve() == Path.cwd().resolve()
+    return Path.cwd().resolve() / (told.name if is_here else "")
+
+
+def note_on_place(original: Path) -> str:
+    """Return a line if the notebook that runs may not be the one that was checked."""
+    running, original = running_notebook(), original.resolve()
+    if running is None or running in (original, original.parent):
+        return ""
+    return (
+        f"note: this runs in {running}, and checked was {original}; "
+        "if yours is a copy, what you have changed in it was not looked at\n"
+    )
+
+
 def main(argv: list[str] | None = None, root: Path = COURSE) -> int:
     """Run the program; return 0 if nothing is wrong with any notebook, else 1."""
     parser = argparse.ArgumentParser(COMMAND, description=__doc__.partition("\n")[0])
@@ -286,7 +343,9 @@ def main(argv: list[str] | None = None, root: Path = COURSE) -> int:
     mode.add_argument("--check", action="store_true", help="only show what differs")
     mode.add_argument("--clean", action="store_true", help="undo what editors add")
     args = parser.parse_args(argv)
-    everywhere = {path.stem: path for path in root.glob("ch*/*.ipynb")}
+    # Of two with the same name the original counts, so it comes last.
+    found = sorted(root.glob("ch*/*.ipynb"), key=is_original)
+    everywhere = {path.stem: path for path in found}
     problems = []
     # A name, or a path in whatever way it is written, means a notebook of the course.
     names = args.names or find_notebooks(root)
@@ -300,6 +359,8 @@ def main(argv: list[str] | None = None, root: Path = COURSE) -> int:
         except ValueError as error:
             problems.append(str(error))
     sys.stderr.writelines(f"{problem}\n" for problem in problems)
+    if args.check and len(names) == 1 and Path(names[0]).stem in everywhere:
+        sys.stderr.write(note_on_place(everywhere[Path(names[0]).stem]))
     return 1 if problems else 0
 
 

@@ -14,6 +14,7 @@ and the folder may be read-only.
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -100,11 +101,21 @@ def fetch(name: str) -> Path:
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as problem:
         room = f"{2 * artifact.size / 1e6:.2f} MB in {cache_dir()}"  # packed and not
         raise FetchError(
-            f"could not bring {artifact.source}: run `{COMMAND} {name}` with a network "
-            f"connection and room for {room}, or with LLM_COURSE_CACHE set to a folder "
-            f"you can write to. What happened: {problem}"
+            f"could not bring {artifact.source}: run `{COMMAND} {name}` "
+            f"{what_helps(problem)} and room for {room}, or with LLM_COURSE_CACHE set "
+            f"to a folder you can write to. What happened: {problem}"
         ) from problem
     return target
+
+
+def what_helps(problem: BaseException) -> str:
+    """Return, in a few words, with what a download that failed may succeed."""
+    if "certificate" in str(problem).lower():  # a company's or a school's own
+        files = "SSL_CERT_FILE and REQUESTS_CA_BUNDLE"
+        return f"with {files} set to the file of your network's certificates"
+    if re.search("proxy|socks", str(problem), re.IGNORECASE):
+        return "with a proxy that works (HTTPS_PROXY, ALL_PROXY), or without one"
+    return "with a network connection"
 
 
 def fetch_gpt2_vocab() -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ written or read: tensors are safetensors, all else is JSON.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -197,22 +198,54 @@ def load_checkpoint(trainer: "Trainer", folder: str | Path) -> None:
 # --- transformers --------------------------------------------------------------------
 
 
-def transformers_config(model: "Decoder", end: int) -> dict:
-    """Return config.json for transformers; `end` is the id that ends a text."""
+def require_plain(model: nn.Module) -> None:
+    """Raise ValueError for a model whose layers are no longer those of its class.
+
+    The message says what to do first; TypeError for what is no model of the course.
+    """
+    from shared.gpt_model import GPTModel
+    from shared.llama_model import LlamaModel
+    from shared.lora import lora_layers
+
+    if not isinstance(model, GPTModel | LlamaModel):
+        raise TypeError(f"GPTModel or LlamaModel wanted, not {type(model).__name__}")
+    if adapted := lora_layers(model):
+        layer = next(iter(adapted))
+        raise ValueError(f"{layer} has a LoRA adapter: call merge_lora(model) first")
+    kind: Any = GPTModel if isinstance(model, GPTModel) else LlamaModel
+    with torch.device("meta"):
+        fresh = kind(model.config)
+    now, own = _described(model), _described(fresh)
+    if wrong := [name for name in now | own if now.get(name) != own.get(name)]:
+        raise ValueError(
+            f"{wrong[0]} is not that of a {kind.__name__}: put the model's own layer "
+            "back first (a classifier's head is kept by save_classifier)"
+        )
+
+
+def _described(model: nn.Module) -> dict[str, str]:
+    """Return the kind of every layer and the shape of every weight, by name."""
+    layers = {n: type(layer).__name__ for n, layer in model.named_modules() if n}
+    return layers | {n: str(weight.shape) for n, weight in model.named_parameters()}
+
+
+def transformers_config(model: "Decoder", start: int, end: int) -> dict:
+    """Return config.json for transformers; the ids begin and end a text or a turn."""
     from shared.gpt_model import GPTModel
 
     config: Any = model.config
     common = {
         "vocab_size": config.vocab_size, "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": end, "eos_token_id": end,
+        "bos_token_id": start, "eos_token_id": end, "pad_token_id": end,
         "dtype": str(model.tok_emb.weight.dtype).removeprefix("torch."),
     }  # fmt: skip
     if isinstance(model, GPTModel):
         dropouts = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
         return common | dict.fromkeys(dropouts, config.dropout) | {
             "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-            "n_positions": config.context_length, "n_embd": config.emb_dim,
-            "n_head": config.n_heads, "n_layer": config.n_layers,
+            "n_positions": config.context_length, "n_ctx": config.context_length,
+            "n_embd": config.emb_dim, "n_head": config.n_heads,
+            "n_layer": config.n_layers, "layer_norm_epsilon": 1e-5,
         }  # fmt: skip
     return common | {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"],
@@ -257,21 +290,26 @@ def save_for_transformers(
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
 
     (load_pretrained does not; it reads what save_model writes.) Raises ValueError if
-    the tokenizer has more ids than the model.
+    the tokenizer has more ids than the model, and as require_plain does.
     """
     from shared.pretrained_weights import CHATML, end_token, to_gpt2, to_llama
 
+    require_plain(model)
     if tokenizer.n_vocab > model.config.vocab_size:
         raise ValueError(
             f"{tokenizer.n_vocab} ids, but {model.config.vocab_size} in the model"
         )
     end = end_token(tokenizer)  # of a turn, or of a text
-    config = transformers_config(model, end)
+    start = tokenizer.special_tokens.get("<|im_start|>", tokenizer.eot_token)
+    config = transformers_config(model, start, end)
     convert: Any = to_gpt2 if config["model_type"] == "gpt2" else to_llama
     about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    about["eos_token"] = tokenizer.decode([end])
+    about["bos_token"] = tokenizer.decode([start])
+    about["eos_token"] = about["pad_token"] = tokenizer.decode([end])
+    about["padding_side"] = "left"  # what goes on is to the right
+    about["clean_up_tokenization_spaces"] = False
     about["model_max_length"] = model.config.context_length
-    if "<|im_end|>" in tokenizer.special_tokens:
+    if tokenizer.special_tokens.keys() >= {"<|im_start|>", "<|im_end|>"}:
         about["chat_template"] = CHATML
     settings = {"config": config, "tokenizer_config": about}
     settings["tokenizer"] = tokenizers_json(tokenizer)
@@ -283,3 +321,34 @@ def save_for_transformers(
             (new / f"{name}.json").write_text(text, encoding="utf-8")
 
     write_folder(folder, write)
+
+
+# --- GGUF ----------------------------------------------------------------------------
+
+
+def refuse_gguf_settings(settings: dict, head_dim: int, known: set[str]) -> None:
+    """Raise ValueError for a setting of a Llama file that would change the arithmetic.
+
+    `known` are the settings (without "llama.") that the reader has taken. Any other
+    must be off (0, False, empty), or have a value that changes nothing in llama.cpp.
+    """
+    float32_scale = torch.tensor(head_dim**-0.5).item()
+    harmless: dict[str, tuple] = {
+        "attention.key_length": (head_dim,), "attention.value_length": (head_dim,),
+        "rope.dimension_count": (head_dim,), "attention.scale": (0, float32_scale),
+        "attention.causal": (True,), "tensor_data_layout": ("Meta AI original pth",),
+        "rope.scaling.type": ("none", "linear"), "rope.scaling.attn_factor": (1,),
+        "rope.scaling.factor": (0, 1), "rope.scale_linear": (0, 1),
+        "rope.scaling.yarn_attn_factor": (1,),
+        "embedding_scale": (0, 1), "logit_scale": (0, 1), "residual_scale": (0, 1),
+    }  # fmt: skip
+    # What only YaRN reads, which is refused as a type
+    idle = r"rope\.scaling\.(yarn_(?!attn).+|original_context_length|finetuned)"
+    if settings.get("llama.rope.scaling.type") == "none":
+        idle += r"|rope\.scaling\.factor|rope\.scale_linear"
+    for key, value in settings.items():
+        name = key.removeprefix("llama.")
+        if name == key or name in known or re.fullmatch(idle, name):
+            continue
+        if value not in harmless.get(name, (0, "", [])):
+            raise ValueError(f"{key} is {value!r}, which our model cannot compute")
