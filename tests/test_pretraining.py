@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import GPT, LLAMA, TOKENIZER, build, shaken
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from torch import nn
 
 import shared.pretraining
@@ -590,7 +591,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path, monkeypatch):
 
     def full(tensors, path):
         real({name: tensors[name] for name in list(tensors)[:1]}, path)
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(shared.pretraining, "save_file", full)
     with pytest.raises(OSError, match="No space left"):

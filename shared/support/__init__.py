@@ -13,6 +13,12 @@ from typing import Any
 COURSE = Path(__file__).resolve().parents[2]  # the top folder
 
 
+def name_file(error: OSError, path: str | Path) -> None:
+    """Let an error name the file where it names none, as that of a full disk does."""
+    if error.errno and not error.filename:
+        error.filename = str(path)
+
+
 def write_whole(path: str | Path, data: str | bytes) -> None:
     """Write a file beside its place, then move it there: whole or not at all.
 
@@ -23,6 +29,9 @@ def write_whole(path: str | Path, data: str | bytes) -> None:
     try:
         beside.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
         os.replace(beside, path)
+    except OSError as error:
+        name_file(error, path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -5,13 +5,18 @@ training, and models in the form of Hugging Face's transformers. No pickle is ev
 written or read: tensors are safetensors, all else is JSON.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
+from itertools import count
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shared.support import existing, read_json, sha256_of
+from shared.support import existing, name_file, read_json, sha256_of
 
 if TYPE_CHECKING:
     from shared.gpt_model import Decoder
@@ -43,34 +48,79 @@ def read_tensors(path: str | Path) -> Tensors:
 # --- a folder ------------------------------------------------------------------------
 
 
+# What file managers and notebooks leave in every folder that they show
+DROPPINGS = {".DS_Store", ".ipynb_checkpoints", "Thumbs.db", "desktop.ini"}
+
+
+def tidy(folder: Path) -> None:
+    """Undo what a program that was killed in write_folder has left."""
+    new = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # it was killed between the two renames
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     """Let write(new) fill a new folder, then put it in the place of `folder`.
 
     If anything goes wrong, the old folder stays as it was, and the new one is removed.
-    Raises ValueError if the old one holds files that the new one would not.
+    Where `folder` is a link, the folder that it leads to is replaced. Raises ValueError
+    if the old one holds files that the new one would not, and OSError, with a path, for
+    what the system refuses, such as a full disk.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     new = folder.with_name(f".{folder.name}.new")
-    old = folder.with_name(f".{folder.name}.old")
-
-    def clean_up() -> None:
-        if old.exists() and not folder.exists():
-            old.rename(folder)  # something went wrong between the two renames
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    clean_up()  # after a program that was killed here
-    new.mkdir(parents=True)
+    tidy(folder)
     try:
+        new.mkdir(parents=True)
         write(new)
         if folder.exists():
-            if foreign := set(os.listdir(folder)) - set(os.listdir(new)):
+            if foreign := set(os.listdir(folder)) - set(os.listdir(new)) - DROPPINGS:
                 listed = ", ".join(sorted(foreign))
-                raise ValueError(f"{folder} holds other files ({listed}); nothing done")
-            folder.rename(old)
+                raise ValueError(
+                    f"{folder} holds other files ({listed}); nothing was written: "
+                    "move them away, or choose another folder"
+                )
+            folder.rename(folder.with_name(f".{folder.name}.old"))
         new.rename(folder)
+    except SafetensorError as error:  # how the library tells of a full disk
+        raise OSError(f"{folder} could not be written: {error}") from error
+    except OSError as error:
+        name_file(error, folder)
+        raise
     finally:
-        clean_up()
+        tidy(folder)
+
+
+def lock(file: Any) -> None:
+    """Lock an open file, or raise OSError; the system unlocks it when it is closed."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder, made if need be, for this program; ValueError if another has it.
+
+    However a program ends, also when it is killed, it lets go of its folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            lock(file)
+        except OSError as error:  # of another kind where a file system has no locks
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                rule = "wait until it has ended, or choose another folder"
+                raise ValueError(f"another program works in {folder}: {rule}") from None
+        yield
 
 
 # --- a model's weights ---------------------------------------------------------------
@@ -126,11 +176,19 @@ def read_trained(folder: str | Path) -> tuple[Tensors, dict]:
 
 
 def trainer_settings(trainer: "Trainer") -> dict:
-    """Return what a checkpoint must agree on: all settings but the steps and rates."""
+    """Return what a checkpoint must agree on: all settings but the steps and rates.
+
+    And the names of the weights that are not trained, for which there is no state.
+    """
     model: Any = trainer.model
+    config = getattr(model, "config", None)  # a model of one's own may have none
     free = {"max_steps", "learning_rate", "warmup_steps", "final_share"}
     settings: dict[str, Any] = {"kind": type(model).__name__}
-    settings |= asdict(model.config) | asdict(trainer.config)
+    for each in (config, trainer.config):
+        if is_dataclass(each) and not isinstance(each, type):
+            settings |= asdict(each)
+    weights = model.named_parameters()
+    settings["frozen"] = [name for name, p in weights if not p.requires_grad]
     return {name: value for name, value in settings.items() if name not in free}
 
 
@@ -177,7 +235,8 @@ def load_checkpoint(trainer: "Trainer", folder: str | Path) -> None:
     if altered:
         raise ValueError(f"{folder} is damaged: {', '.join(altered)} was altered")
     if differ := [name for name in settings if stored.get(name) != settings[name]]:
-        listed = [f"{n} is {stored.get(n)!r}, here {settings[n]!r}" for n in differ]
+        pairs = [(n, short(stored.get(n)), short(settings[n])) for n in differ]
+        listed = [f"{name} is {there}, here {here}" for name, there, here in pairs]
         message = f"{folder} belongs to another configuration: {'; '.join(listed)}"
         raise ValueError(message)
     set_weights(trainer.model, read_tensors(folder / "model.safetensors"))
@@ -193,6 +252,70 @@ def load_checkpoint(trainer: "Trainer", folder: str | Path) -> None:
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
         optimizer.load_state_dict(state)
     trainer.step, trainer.tokens = step, tokens
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, by their steps.
+
+    Those are the folders named step- and a number with a record of the same step, or
+    with a record that is damaged. What else lies there, a copy say, does not count.
+    """
+    found = []
+    for path in folder.glob("step-*"):
+        number = re.fullmatch(r"step-([0-9]+)", path.name)
+        if number and (path / "checkpoint.json").is_file():
+            step = int(number[1])
+            try:
+                recorded = read_json(path / "checkpoint.json")["step"]
+            except (ValueError, LookupError, TypeError):
+                recorded = step
+            if recorded == step:
+                found.append((step, path))
+    return [path for _, path in sorted(found)]
+
+
+def add_checkpoint(trainer: "Trainer", folder: Path, keep: int) -> None:
+    """Save a checkpoint of this step, if there is none, and delete all but `keep`."""
+    new = folder / f"step-{trainer.step:08d}"
+    if new not in checkpoints(folder):
+        if new.exists():
+            set_aside(new)  # it is something else
+        save_checkpoint(trainer, new)
+    for old in checkpoints(folder)[:-keep]:
+        with suppress(OSError):  # what is in use elsewhere is deleted the next time
+            leftover = old.rename(old.with_name(f".{old.name}.new"))
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def tidy_checkpoints(folder: Path) -> None:
+    """Undo what a killed program has left among the checkpoints in a folder."""
+    for path in list(folder.glob(".step-*")):
+        if name := re.fullmatch(r"\.(step-[0-9]+)\.(new|old)", path.name):
+            tidy(folder / name[1])
+
+
+def load_newest(trainer: "Trainer", folder: Path) -> list[Path]:
+    """Load the newest checkpoint that is whole, if there is one at all.
+
+    Returns the newer ones, which cannot be used; ValueError if none can.
+    """
+    useless: list[Path] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            load_checkpoint(trainer, path)
+            return useless
+        except (ValueError, FileNotFoundError) as error:
+            print(f"warning: {error}", file=sys.stderr)
+            useless.append(path)
+    if useless:
+        raise ValueError(f"{folder} has no checkpoint that can be used; see above")
+    return []
+
+
+def set_aside(path: Path) -> None:
+    """Give a checkpoint that cannot be used a name under which it does not count."""
+    names = (path.with_name(f"unusable-{n}-{path.name}") for n in count(1))
+    path.rename(next(new for new in names if not new.exists()))
 
 
 # --- transformers --------------------------------------------------------------------

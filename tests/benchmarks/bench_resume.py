@@ -1,29 +1,41 @@
-"""Kill pretrain.py twenty times at random moments, resume it, and compare the weights.
+"""Kill pretrain.py twenty times, five times in each phase of its work, and go on.
 
     python tests/benchmarks/bench_resume.py
 
-Every second kill waits until a checkpoint is being written. The run that was killed
-must end with the same weights, bit for bit, as one that was not.
+A run is killed at a random moment while it tokenises, trains, writes a checkpoint and
+writes the finished model, one after the other; each time the next command goes on: the
+first one again, or --resume. After five such runs with other seeds, each must have the
+same weights, bit for bit, as one that was not killed. Takes some minutes.
 """
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).resolve().parents[2] / "ch05_pretraining" / "pretrain.py"
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from killing import ENVIRONMENT, PHASES, SCRIPT, kill_in, next_command
+
 OPTIONS = (
-    "--tales 60 --vocab-size 400 --context-length 24 --batch-size 4 --max-steps 400 "
-    "--checkpoint-every 5"
+    "--tales 400 --vocab-size 500 --context-length 24 --batch-size 2 --max-steps 24 "
+    "--checkpoint-every 5 --log-every 1"
 )
-KILLS = 20
+LONGEST = {  # seconds from the beginning of a phase to the kill
+    "tokenising": 0.5,
+    "training": 0.5,
+    "checkpointing": 0.1,
+    "final save": 0.02,
+}
+
+
+def finish(arguments: list[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -31,48 +43,31 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    chance, environment = random.Random(1), os.environ | {"OMP_NUM_THREADS": "1"}
+    chance, within, same = random.Random(1), dict.fromkeys(PHASES, 0), 0
     with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        first = [sys.executable, str(SCRIPT), *OPTIONS.split(), "--out"]
-        quiet = {
-            "env": environment,
-            "stdout": subprocess.DEVNULL,
-            "stderr": subprocess.DEVNULL,
-        }
-        subprocess.run([*first, str(whole)], check=True, **quiet)
-        during_write = finished = 0
-        for kill in range(KILLS):
-            resume = [sys.executable, str(SCRIPT), "--out", str(killed), "--resume"]
-            started = (killed / "settings.json").exists()
-            process = subprocess.Popen(
-                resume if started else [*first, str(killed)], **quiet
+        for seed in range(5):
+            options = [*OPTIONS.split(), "--seed", str(seed)]
+            whole, killed = (
+                Path(folder) / f"whole{seed}",
+                Path(folder) / f"killed{seed}",
             )
-            log = killed / "log.jsonl"
-            before = log.stat().st_mtime if log.exists() else 0
-            wait_for_write, pause = kill % 2 == 1, chance.random() * 0.5
-            while process.poll() is None:
-                writing = list((killed / "checkpoints").glob(".*.new"))
-                if wait_for_write and writing:
-                    break
-                if not wait_for_write and log.exists() and log.stat().st_mtime > before:
-                    time.sleep(pause)
-                    break
-            during_write += bool(list((killed / "checkpoints").glob(".*.new")))
-            finished += process.poll() is not None
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        subprocess.run(
-            [sys.executable, str(SCRIPT), "--out", str(killed), "--resume"], **quiet
-        )
-        a, b = weights(whole), weights(killed)
-        same = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-        steps = len((killed / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    print(
-        f"{KILLS} kills, {during_write} of them with a checkpoint half written, "
-        f"{finished} too late"
-    )
-    print(f"log lines: {steps}; same weights as without a kill: {same}")
+            finish([*options, "--out", str(whole)]).check_returncode()
+            first = [*options, "--out", str(killed)]
+            for n, phase in enumerate(PHASES):
+                again = n == 1 and seed % 2 == 1  # the whole command once more
+                command = first if again else next_command(killed, first)
+                pause = chance.random() * LONGEST[phase]
+                within[phase] += kill_in(phase, command, killed, pause)
+            end = finish(next_command(killed, first))
+            if end.returncode:
+                print(end.stderr)
+                continue
+            a, b = weights(whole), weights(killed)
+            same += a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+            print(f"seed {seed}: {same} the same; kills in their phase: {within}")
+    for phase, n in within.items():
+        print(f"{n} of 5 kills while {phase} lasted")
+    print(f"{same} of 5 runs ended with the same weights as without a kill")
 
 
 if __name__ == "__main__":
