@@ -159,7 +159,7 @@ def test_labels_as_numbers():
     ],
 )  # fmt: skip
 def test_a_text_is_no_collection_of_texts(use):
-    with pytest.raises(TypeError, match="must be a collection of texts, got"):
+    with pytest.raises(TypeError, match="must be a collection, not the text"):
         use()
 
 

@@ -255,7 +255,7 @@ def test_all_adapters_are_kept_or_none(frozen, tmp_path):
     [
         ({"targets": ("nothing",)}, ValueError, "no linear layer named nothing"),
         ({"targets": ()}, ValueError, "no linear layer"),
-        ({"targets": "W_query"}, TypeError, "targets .* collection .* 'W_query'"),
+        ({"targets": "W_query"}, TypeError, "targets .* collection, .* 'W_query'"),
         ({"rank": 0}, ValueError, "rank .* at least 1, got 0"),
         ({"rank": -8}, ValueError, "rank .* at least 1, got -8"),
         ({"rank": 2.0}, ValueError, "rank .* whole number .* got 2.0"),

@@ -50,7 +50,11 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(existing(path).read_bytes().decode("utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged, or no JSON file: {error}") from error
+        several = (
+            "; JSON lines? make them one list" if "Extra data" in str(error) else ""
+        )
+        message = f"{path} is damaged, or no JSON file: {error}{several}"
+        raise ValueError(message) from error
 
 
 def require_whole(least: int = 1, **numbers: Any) -> None:
@@ -67,13 +71,13 @@ def require_whole(least: int = 1, **numbers: Any) -> None:
 
 
 def refuse_text(**collections: Any) -> None:
-    """Raise TypeError for a text in the place of a collection of texts.
+    """Raise TypeError for a text in the place of a collection.
 
     Python would go through it letter by letter, without a word.
     """
     for name, value in collections.items():
         if isinstance(value, str | bytes):
-            raise TypeError(f"{name} must be a collection of texts, got {value!r:.60}")
+            raise TypeError(f"{name} must be a collection, not the text {value!r:.60}")
 
 
 def misfits(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
