@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 
 from shared.gpt_model import Decoder
 from shared.pretrained_weights import load_pretrained
-from shared.pretraining import TrainConfig, Trainer, evaluating, precise, train
+from shared.pretraining import TrainConfig, Trainer, train
 from shared.support import COURSE, misfits, refuse_text
 from shared.support.fetch import fetch
 from shared.support.files import read_trained
-from shared.support.parts import save_weights
+from shared.support.modules import check_kept, evaluating, precise, save_weights
 from shared.text_data import Tokenizer, load_text
 
 __all__ = [
@@ -297,12 +297,7 @@ def save_classifier(classifier: Classifier, name: str, folder: str | Path) -> No
     kind: Any = type(model)
     with torch.device("meta"):
         fresh = Classifier(kind(model.config), classifier.labels, n_trained)
-    ours = dict(classifier.named_parameters())
-    wrong = misfits(dict(fresh.named_parameters()), ours)
-    wrong += [n for n, p in ours.items() if p.requires_grad and n not in kept]
-    if wrong:
-        advice = "save_adapter keeps adapters, merge_lora takes them off"
-        raise ValueError(f"{wrong[0]} would not come back: {advice}")
+    check_kept(fresh, classifier, kept)
     settings = {"name": name, "labels": classifier.labels, "n_trained": n_trained}
     save_weights(kept, folder, settings)
 
@@ -318,8 +313,7 @@ def load_classifier(folder: str | Path) -> tuple[Classifier, Tokenizer]:
         model, tokenizer = load_pretrained(settings["name"])
         classifier = Classifier(model, settings["labels"], settings["n_trained"])
         if wrong := misfits(classifier.trained(), weights):
-            rule = "tensors are missing, unknown or misshapen, for one"
-            raise ValueError(f"{len(wrong)} {rule} {wrong[0]}")
+            raise ValueError(f"{wrong[0]} is missing, unknown or misshapen")
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} holds no classifier: {error}") from error
     classifier.load_state_dict(weights, strict=False)

@@ -15,16 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from shared.gpt_model import Decoder
 from shared.pretrained_weights import chat_prompt, end_token, fill_frame
-from shared.pretraining import (
-    IGNORE,
-    TrainConfig,
-    Trainer,
-    evaluating,
-    generate,
-    precise,
-    train,
-)
+from shared.pretraining import IGNORE, TrainConfig, Trainer, generate, train
 from shared.support import COURSE, read_json, require_whole
+from shared.support.modules import evaluating, precise
 from shared.text_data import Tokenizer
 
 __all__ = [

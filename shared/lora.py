@@ -14,7 +14,7 @@ from torch import nn
 
 from shared.support import misfits, refuse_text, require_whole
 from shared.support.files import read_trained
-from shared.support.parts import save_weights
+from shared.support.modules import all_or_nothing, save_weights
 
 __all__ = [
     "LoRALayer", "TARGETS", "lora_layers", "put_adapters", "apply_lora",
@@ -124,8 +124,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     stored, settings = read_trained(folder)
     before = lora_layers(model)
-    could_be_trained = {p: p.requires_grad for p in model.parameters()}
-    try:
+    with all_or_nothing(model, f"{folder} holds no adapter that fits"):
         put_adapters(model, {})
         apply_lora(model, settings["rank"], settings["alpha"], settings["targets"])
         for name, new in lora_layers(model).items():
@@ -135,11 +134,6 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         need = {n: p for n, p in ours.items() if n in stored or n[-2:] in (".A", ".B")}
         if wrong := misfits(need, stored):
             raise ValueError(f"for another model: {len(wrong)} tensors differ")
-    except Exception as error:  # whatever its settings say
-        put_adapters(model, before)
-        for p, flag in could_be_trained.items():
-            p.requires_grad_(flag)
-        raise ValueError(f"{folder} holds no adapter that fits: {error}") from error
     model.load_state_dict(stored, strict=False)
     for name in stored:  # also a head that was trained with the adapter
         ours[name].requires_grad_()

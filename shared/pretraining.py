@@ -11,7 +11,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,22 +25,18 @@ from tqdm import tqdm
 from shared.gpt_model import Decoder, DecoderConfig, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel
 from shared.support import files, read_json, require_whole
+from shared.support.modules import evaluating, precise
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer
 
 __all__ = [
-    "IGNORE", "precise", "next_token_loss", "evaluating", "evaluate", "TrainConfig",
-    "Trainer", "train", "mean_loss", "sample_next", "stream", "generate",
-    "story_batch", "save_model", "model_with", "load_model",
+    "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "Trainer", "train",
+    "mean_loss", "sample_next", "stream", "generate", "story_batch", "save_model",
+    "model_with", "load_model",
 ]  # fmt: skip
 
 # Section 5.2: How do we know that it did not just learn by heart?
 IGNORE = -100  # a target that does not count, F.cross_entropy's own convention
-
-
-def precise(logits: torch.Tensor) -> torch.Tensor:
-    """Return the logits in float32 (float64 stays): sums of bfloat16 lose their end."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def next_token_loss(
@@ -59,21 +54,6 @@ def next_token_loss(
         logits = model(token_ids)[counts]
     total = F.cross_entropy(precise(logits), targets[counts], reduction="sum")
     return total, int(counts.sum())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within a `with` block, put a model in evaluation mode: nothing is dropped out.
-
-    Afterwards, also after an error, each of its parts has the mode that it had.
-    """
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 @torch.no_grad()

@@ -38,8 +38,7 @@ def load_text(source: str | Path | None = None) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        where = f"{path} is not UTF-8 text at byte {error.start}"
-        raise ValueError(f"{where}: save it as UTF-8 first") from None
+        raise ValueError(f"{path} is not UTF-8 text at byte {error.start}") from None
 
 
 END_OF_TEXT = "<|endoftext|>"

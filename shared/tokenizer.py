@@ -176,10 +176,11 @@ def special_sets(
 
     Raises ValueError if the text contains one that is refused.
     """
-    if allowed_special != "all":
-        refuse_text(allowed_special=allowed_special)
-    if disallowed_special != "all":
-        refuse_text(disallowed_special=disallowed_special)
+    rules = {
+        "allowed_special": allowed_special,
+        "disallowed_special": disallowed_special,
+    }
+    refuse_text(**{name: rule for name, rule in rules.items() if rule != "all"})
     every = set(known)
     allowed = every if allowed_special == "all" else every & set(allowed_special)
     refused = set(disallowed_special)

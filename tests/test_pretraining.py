@@ -27,7 +27,6 @@ from shared.pretraining import (
     TrainConfig,
     Trainer,
     evaluate,
-    evaluating,
     generate,
     learning_rate_at,
     load_model,
@@ -41,6 +40,7 @@ from shared.pretraining import (
     train,
 )
 from shared.support.files import load_checkpoint, save_checkpoint
+from shared.support.modules import evaluating
 
 WITH_DROPOUT = replace(GPT, dropout=0.1)
 each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
