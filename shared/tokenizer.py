@@ -176,11 +176,9 @@ def special_sets(
 
     Raises ValueError if the text contains one that is refused.
     """
-    rules = {
-        "allowed_special": allowed_special,
-        "disallowed_special": disallowed_special,
-    }
-    refuse_text(**{name: rule for name, rule in rules.items() if rule != "all"})
+    refuse_text(
+        "all", allowed_special=allowed_special, disallowed_special=disallowed_special
+    )
     every = set(known)
     allowed = every if allowed_special == "all" else every & set(allowed_special)
     refused = set(disallowed_special)

@@ -70,13 +70,13 @@ def require_whole(least: int = 1, **numbers: Any) -> None:
             raise ValueError(f"{rule}, got {value!r}")
 
 
-def refuse_text(**collections: Any) -> None:
-    """Raise TypeError for a text in the place of a collection.
+def refuse_text(*known: str, **collections: Any) -> None:
+    """Raise TypeError for a text, other than the known ones, instead of a collection.
 
     Python would go through it letter by letter, without a word.
     """
     for name, value in collections.items():
-        if isinstance(value, str | bytes):
+        if isinstance(value, str | bytes) and value not in known:
             raise TypeError(f"{name} must be a collection, not the text {value!r:.60}")
 
 
