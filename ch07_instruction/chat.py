@@ -55,10 +55,7 @@ def start(name: str, adapter: str | None = None) -> Conversation:
     """
     model, tokenizer = load_pretrained(name)
     if adapter:
-        try:
-            load_adapter(model, adapter)
-        except (TypeError, LookupError, AttributeError) as error:
-            raise ValueError(f"{adapter} holds no adapter: {error!r}") from error
+        load_adapter(model, adapter)
     return Conversation(model.to(get_device()), tokenizer)
 
 

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from matplotlib.colors import LinearSegmentedColormap
 from torch import nn
 
+from shared.support import require_whole
+
 __all__ = [
     "future_leak", "attention_mask", "split_heads", "attend", "MultiHeadAttention",
     "plot_attention",
@@ -29,6 +31,7 @@ def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:
     at random, so that leaks cannot cancel. Raises ValueError for fewer than 2 tokens or
     a gradient that is not finite.
     """
+    require_whole(2, n_tokens=n_tokens)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, n_tokens, d_in, generator=generator).requires_grad_()
     out = layer(x)
@@ -135,6 +138,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         if n_heads < 1 or d_out < 1 or d_out % n_heads:
             raise ValueError(f"{n_heads} heads cannot share out d_out = {d_out}")
+        require_whole(d_in=d_in, d_out=d_out, n_heads=n_heads)
         self.head_dim = d_out // n_heads
         self.dropout = dropout
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)

@@ -71,7 +71,8 @@ class KVCache:
             raise ValueError(f"all sizes of a cache must be at least 1, got {sizes}")
         if pad_left is not None:
             allowed = pad_left.clamp(0, max_tokens - 1)
-            if pad_left.shape != (batch_size,) or not pad_left.equal(allowed):
+            whole = not pad_left.is_floating_point() and pad_left.equal(allowed)
+            if pad_left.shape != (batch_size,) or not whole:
                 raise ValueError(
                     f"pad_left must be {batch_size} numbers from 0 to "
                     f"{max_tokens - 1}, got {pad_left.tolist()}"

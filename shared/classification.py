@@ -5,6 +5,7 @@ Generated from ch06_classification/ch06_classification.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
 """
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from torch.utils.data import DataLoader
 from shared.gpt_model import Decoder
 from shared.pretrained_weights import load_pretrained
 from shared.pretraining import TrainConfig, Trainer, train
-from shared.support import COURSE
+from shared.support import COURSE, misfits, refuse_text
 from shared.support.fetch import fetch
-from shared.support.files import read_trained, save_trained
+from shared.support.files import read_trained
+from shared.support.modules import check_kept, evaluating, precise, save_weights
 from shared.text_data import Tokenizer, load_text
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
 
 # Section 6.1: What do the messages look like?
 LABELS = ("ham", "spam")
+SPLITS = ("train", "validation", "test")
 
 
 def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.DataFrame:
@@ -43,8 +46,8 @@ def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.Data
     numbers and split 70/10/20 into train, validation and test, at random with `seed`.
 
     Raises FileNotFoundError without a file; ValueError, beginning with its path, for
-    text that is not UTF-8, rows of unequal length, and labels other than ham and spam
-    (to be split: both at least 10 times); and as fetch does.
+    text that is not UTF-8, rows of unequal length, unknown splits, and labels other
+    than ham and spam (to be split: both at least 10 times); and as fetch does.
     """
     own = COURSE / "ch06_classification" / "messages.tsv"
     path = fetch("texts/SMSSpamCollection") if path == "sms-spam" else Path(path or own)
@@ -54,14 +57,19 @@ def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.Data
         header = rows.pop(0)
     for row in rows:
         if len(row) != len(header):
-            raise ValueError(f"{path}: {row} has not {len(header)} columns")
+            shown = f"{reprlib.repr(row)} has not {len(header)} columns"
+            raise ValueError(f"{path}: {shown}, with tabs between them")
     table = pd.DataFrame(rows, columns=header)
     if "split" not in header:
         table = table.drop_duplicates("text")  # or copies would be in train and test
     counts = table["label"].value_counts()
     if set(counts.index) != set(LABELS):
-        raise ValueError(f"{path} has the labels {sorted(counts.index)}, not {LABELS}")
+        found = reprlib.repr(sorted(counts.index))
+        raise ValueError(f"{path} has the labels {found}, not {LABELS}")
     if "split" in header:
+        if unknown := sorted(set(table["split"]).difference(SPLITS)):
+            found = reprlib.repr(unknown)
+            raise ValueError(f"{path} has the splits {found}, not {SPLITS}")
         return table
     smallest = int(counts.min())
     if smallest < 10:
@@ -76,6 +84,7 @@ def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.Data
 
 def encode_labels(labels: Iterable[str], names: Sequence[str] = LABELS) -> torch.Tensor:
     """Return the number of each label (N,) int64: 0 for ham, 1 for spam."""
+    refuse_text(labels=labels, names=names)
     return torch.tensor([names.index(label) for label in labels])
 
 
@@ -87,6 +96,7 @@ def encode_messages(
 
     Raises ValueError for a text with more than context_length tokens.
     """
+    refuse_text(texts=texts)
     rows = [tokenizer.encode_ordinary(text) or [tokenizer.eot_token] for text in texts]
     for n, row in enumerate(rows):
         if len(row) > context_length:
@@ -109,15 +119,17 @@ class Classifier(nn.Module):
     """A language model with a new head for classes, read at each row's last token.
 
     Only the last `n_trained` blocks, the final norm and the head are trained; the
-    blocks below are frozen. The model that is given is changed, not copied. `labels`
-    names the classes. Raises ValueError for more trained blocks than there are.
+    blocks below are frozen, and drop nothing out. The model that is given is changed,
+    not copied. `labels` names the classes. Raises ValueError for more trained blocks
+    than there are.
     """
 
     def __init__(
         self, model: Decoder, labels: Sequence[str] = LABELS, n_trained: int = 1
     ):
         super().__init__()
-        if not 0 <= n_trained <= len(model.blocks):
+        refuse_text(labels=labels)
+        if not isinstance(n_trained, int) or not 0 <= n_trained <= len(model.blocks):
             raise ValueError(f"cannot train {n_trained} of {len(model.blocks)} blocks")
         self.model = model
         self.labels = tuple(labels)
@@ -125,8 +137,15 @@ class Classifier(nn.Module):
         model.requires_grad_(False)
         head = nn.Linear(model.config.emb_dim, len(self.labels))
         model.out_head = head.to(model.device, model.tok_emb.weight.dtype)
-        for part in (*model.blocks[self.n_frozen :], model.final_norm, model.out_head):
-            part.requires_grad_(True)
+        for weight in self.trained().values():
+            weight.requires_grad_(True)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return, by name, the weights that training changes, frozen or not by now."""
+        upper = range(self.n_frozen, len(self.model.blocks))
+        parts = ("final_norm", "out_head", *(f"blocks.{n}" for n in upper))
+        begin = tuple(f"model.{part}." for part in parts)
+        return {n: p for n, p in self.named_parameters() if n.startswith(begin)}
 
     def run(self, x: torch.Tensor, blocks: Iterable[nn.Module]) -> torch.Tensor:
         """Return x (B, T, D) after some of the model's blocks."""
@@ -140,8 +159,9 @@ class Classifier(nn.Module):
         """Return what the frozen part makes of token_ids (B, T): (B, T, D)."""
         token_ids = token_ids.to(self.model.device)
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        x = self.model.embed(token_ids, positions)
-        return self.run(x, self.model.blocks[: self.n_frozen])
+        with evaluating(self.model):
+            x = self.model.embed(token_ids, positions)
+            return self.run(x, self.model.blocks[: self.n_frozen])
 
     def upper(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Return the logits (B, classes) of what lower gave for these lengths."""
@@ -180,7 +200,7 @@ def classifier_loss(
     """Return the summed cross-entropy in nats of labels (B,), and their number."""
     logits = model(rows, lengths)
     labels = labels.to(logits.device)
-    return F.cross_entropy(logits, labels, reduction="sum"), len(labels)
+    return F.cross_entropy(precise(logits), labels, reduction="sum"), len(labels)
 
 
 def label_batch(pairs: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -192,9 +212,9 @@ def label_batch(pairs: list[tuple]) -> tuple[torch.Tensor, torch.Tensor, torch.T
 @torch.no_grad()
 def predict(classifier: nn.Module, rows: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the likeliest class (N,) int64 of each row, in evaluation mode."""
-    classifier.eval()
     batches = [pad_batch(rows[i : i + 64]) for i in range(0, len(rows), 64)]
-    return torch.cat([classifier(*batch).argmax(dim=-1) for batch in batches]).cpu()
+    with evaluating(classifier):
+        return torch.cat([classifier(*batch).argmax(dim=-1) for batch in batches]).cpu()
 
 
 def train_classifier(
@@ -222,9 +242,9 @@ def train_classifier(
         total += record["loss"] * record["step_tokens"]
         if record["step"] % len(loader):
             continue  # the epoch is not over
-        classifier.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(classifier):
             val_logits = torch.cat([classifier(*pad_batch(rows)) for rows in val_rows])
+        val_logits = precise(val_logits)
         val_labels = val_set[1].to(val_logits.device)
         val_loss = F.cross_entropy(val_logits, val_labels).item()
         right = val_logits.argmax(dim=-1) == val_labels
@@ -236,7 +256,6 @@ def train_classifier(
     with torch.no_grad():
         for weight, value in zip(trainer.weights, kept, strict=True):
             weight.copy_(value)
-    classifier.eval()
     return history
 
 
@@ -258,27 +277,44 @@ def classify(
 ) -> tuple[str, float]:
     """Return the likeliest label for a text, and the probability that it gets.
 
-    Raises ValueError for a text that does not fit the model's context.
+    In evaluation mode. Raises ValueError for a text that does not fit the context.
     """
     rows = encode_messages([text], tokenizer, classifier.model.config.context_length)
-    probability, label = classifier(*pad_batch(rows))[0].softmax(dim=-1).max(dim=-1)
+    with evaluating(classifier):
+        logits = precise(classifier(*pad_batch(rows))[0])
+    probability, label = logits.softmax(dim=-1).max(dim=-1)
     return classifier.labels[label], probability.item()
 
 
 def save_classifier(classifier: Classifier, name: str, folder: str | Path) -> None:
-    """Write what was trained, and the name (for load_pretrained) of the rest."""
-    n_trained = len(classifier.model.blocks) - classifier.n_frozen
+    """Write what training changes, and the name (for load_pretrained) of the rest.
+
+    Raises ValueError for weights that load_classifier would not know: adapters, or
+    others that can be trained and are not part of Classifier.trained.
+    """
+    model, kept = classifier.model, classifier.trained()
+    n_trained = len(model.blocks) - classifier.n_frozen
+    kind: Any = type(model)
+    with torch.device("meta"):
+        fresh = Classifier(kind(model.config), classifier.labels, n_trained)
+    check_kept(fresh, classifier, kept)
     settings = {"name": name, "labels": classifier.labels, "n_trained": n_trained}
-    save_trained(classifier, folder, settings)
+    save_weights(kept, folder, settings)
 
 
 def load_classifier(folder: str | Path) -> tuple[Classifier, Tokenizer]:
     """Return what save_classifier wrote, around the model that it names; its tokenizer.
 
-    Raises as read_trained and load_pretrained do.
+    Raises as read_trained and load_pretrained do, and ValueError, beginning with the
+    folder, for other settings, and for tensors that are missing, unknown or misshapen.
     """
     weights, settings = read_trained(folder)
-    model, tokenizer = load_pretrained(settings.pop("name"))
-    classifier = Classifier(model, **settings)
+    try:
+        model, tokenizer = load_pretrained(settings["name"])
+        classifier = Classifier(model, settings["labels"], settings["n_trained"])
+        if wrong := misfits(classifier.trained(), weights):
+            raise ValueError(f"{wrong[0]} is missing, unknown or misshapen")
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} holds no classifier: {error}") from error
     classifier.load_state_dict(weights, strict=False)
     return classifier.eval(), tokenizer

@@ -6,6 +6,7 @@ Generated from ch07_instruction/ch07_instruction.ipynb by
 """
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from shared.gpt_model import Decoder
 from shared.pretrained_weights import chat_prompt, end_token, fill_frame
 from shared.pretraining import IGNORE, TrainConfig, Trainer, generate, train
-from shared.support import COURSE, read_json
+from shared.support import COURSE, read_json, require_whole
+from shared.support.modules import evaluating, precise
 from shared.text_data import Tokenizer
 
 __all__ = [
@@ -29,10 +31,11 @@ __all__ = [
 def read_entries(path: str | Path, *fields: str, **defaults: str) -> list[dict]:
     """Return the entries of a JSON file, each with these fields, or their defaults.
 
-    Raises ValueError if it holds no list, or an entry lacks a text for a field.
+    Raises ValueError if it holds no list of any, an entry lacks a text for a field, or
+    belongs to another split than train, validation or test.
     """
     found = read_json(path)
-    if not isinstance(found, list):
+    if not isinstance(found, list) or not found:
         raise ValueError(f"{path} holds no list of entries")
     entries = []
     for n, entry in enumerate(found):
@@ -40,6 +43,9 @@ def read_entries(path: str | Path, *fields: str, **defaults: str) -> list[dict]:
         for field in fields:
             if not isinstance(entry.get(field), str):
                 raise ValueError(f"{path}: entry {n} has no text as its {field}")
+        split = entry.get("split", "train")
+        if split not in ("train", "validation", "test"):
+            raise ValueError(f"{path}: entry {n} has the unknown split {split!r:.40}")
         entries.append(entry)
     return entries
 
@@ -152,13 +158,24 @@ def answer_all(
     template: str = "chatml",
     batch_size: int = 32,
 ) -> list[str]:
-    """Return the model's greedy answers to entries, in batches of similar length."""
+    """Return the model's greedy answers to entries, in batches of similar length.
+
+    They are those that it gives to each entry alone. Raises ValueError for a batch_size
+    below 1, or max_new_tokens below 0.
+    """
+    require_whole(batch_size=batch_size)
+    require_whole(0, max_new_tokens=max_new_tokens)
     end = end_token(tokenizer)
     prompts = [torch.tensor(prompt_ids(e, tokenizer, template)) for e in entries]
     by_length = sorted(range(len(entries)), key=lambda i: len(prompts[i]))
+    # Near the context, a longer neighbour would cut an answer: equal lengths only.
+    free = model.config.context_length - max_new_tokens
+    groups = []
+    for _, alike in groupby(by_length, key=lambda i: max(len(prompts[i]), free)):
+        group = list(alike)
+        groups += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
     answers = [""] * len(entries)
-    for start in range(0, len(entries), batch_size):
-        some = by_length[start : start + batch_size]
+    for some in groups:
         rows = [prompts[i].to(model.device) for i in some]
         token_ids = pad_sequence(rows, batch_first=True, padding_side="left")
         n_prompt = token_ids.shape[1]
@@ -178,8 +195,10 @@ def length_batches(
 ) -> list[list]:
     """Return all examples in groups of similar length; groups and neighbours at random.
 
-    The length of an example is that of all lists of ids in it.
+    The length of an example is that of all lists of ids in it. Raises ValueError for a
+    batch_size below 1.
     """
+    require_whole(batch_size=batch_size)
 
     def length(example) -> int:
         return 1 if isinstance(example, int) else sum(map(length, example))
@@ -215,14 +234,14 @@ def answer_log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probability (B,) in nats and number of tokens (B,) of each answer.
 
-    That is of each row's targets but IGNORE. The output head, the largest product of
-    all, is computed at those positions only. The batch may lie on another device than
-    the model.
+    That is of each row's targets but IGNORE, summed in float32 at least. The output
+    head, the largest product of all, is computed at those positions only. The batch may
+    lie on another device than the model.
     """
     token_ids, targets = token_ids.to(model.device), targets.to(model.device)
     counts = targets != IGNORE  # (B, T)
     logits = model.out_head(model.hidden_states(token_ids)[counts])  # (N, V)
-    losses = F.cross_entropy(logits, targets[counts], reduction="none")  # (N,)
+    losses = F.cross_entropy(precise(logits), targets[counts], reduction="none")  # (N,)
     row = counts.nonzero()[:, 0]  # (N,)
     sums = losses.new_zeros(len(token_ids)).index_add(0, row, -losses)
     return sums, counts.sum(dim=1)
@@ -237,11 +256,10 @@ def likelihoods(
     In evaluation mode. Raises ValueError as encode_entries does.
     """
     examples = encode_entries(entries, tokenizer, model.config.context_length, template)
-    was_training = model.training
-    model.eval()
     parts = []
-    for start in range(0, len(examples), 16):
-        sums, counts = answer_log_probs(model, *collate(examples[start : start + 16]))
-        parts.append(sums / counts)
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(examples), 16):
+            batch = collate(examples[start : start + 16])
+            sums, counts = answer_log_probs(model, *batch)
+            parts.append(sums / counts)
     return torch.cat(parts)

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shared.support.files import read_trained, save_trained
+from shared.support import misfits, refuse_text, require_whole
+from shared.support.files import read_trained
+from shared.support.modules import all_or_nothing, save_weights
 
 __all__ = [
-    "LoRALayer", "TARGETS", "lora_layers", "apply_lora", "merge_lora",
-    "save_adapter", "load_adapter", "without_adapter",
+    "LoRALayer", "TARGETS", "lora_layers", "put_adapters", "apply_lora",
+    "merge_lora", "save_adapter", "load_adapter", "without_adapter",
 ]  # fmt: skip
 
 
@@ -24,17 +26,20 @@ __all__ = [
 class LoRALayer(nn.Module):
     """W x + alpha / rank · B A x with a frozen linear layer W: (..., in) -> (..., out).
 
-    A (rank, in) starts as nn.Linear's weights do, B (out, rank) at zero.
+    A (rank, in) starts as nn.Linear's weights do, B (out, rank) at zero. Raises
+    ValueError for a rank below 1.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__()
+        require_whole(rank=rank)
         weight = linear.weight
-        self.linear = linear.requires_grad_(False)
         self.scale = alpha / rank
         self.A = nn.Parameter(weight.new_empty(rank, weight.shape[1]))
         self.B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
         nn.init.kaiming_uniform_(self.A, a=5**0.5)
+        self.linear = linear.requires_grad_(False)
+        self.training = linear.training
         self.on = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -50,82 +55,99 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, LoRALayer)}
 
 
+def put_adapters(model: nn.Module, layers: dict[str, LoRALayer]) -> nn.Module:
+    """Take off all LoRA layers of a model, put these on instead, return the model."""
+    for name, layer in lora_layers(model).items():
+        model.set_submodule(name, layer.linear)
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    return model
+
+
 def apply_lora(
     model: nn.Module, rank: int = 8, alpha: float = 16, targets: Sequence[str] = TARGETS
 ) -> nn.Module:
     """Freeze a model, give each linear layer with a target name an adapter, return it.
 
-    Raises ValueError if it has adapters already, or no layer of such a name.
+    Raises ValueError, and changes nothing, if it has adapters already, or no layer of
+    such a name, and for a rank below 1.
     """
+    refuse_text(targets=targets)
     if lora_layers(model):
         raise ValueError("the model has LoRA layers already: merge them first")
-    model.requires_grad_(False)
-    for name, linear in list(model.named_modules()):
-        if name.rpartition(".")[2] in targets and isinstance(linear, nn.Linear):
-            model.set_submodule(name, LoRALayer(linear, rank, alpha))
-    if not lora_layers(model):
+    layers = {
+        name: LoRALayer(linear, rank, alpha)
+        for name, linear in model.named_modules()
+        if name.rpartition(".")[2] in targets and isinstance(linear, nn.Linear)
+    }
+    if not layers:
         raise ValueError(f"the model has no linear layer named {', '.join(targets)}")
-    return model
+    return put_adapters(model.requires_grad_(False), layers)
 
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> nn.Module:
     """Add every adapter to its matrix, put the plain layers back, return the model."""
-    for name, layer in lora_layers(model).items():
-        layer.linear.weight += layer.scale * layer.B @ layer.A
-        model.set_submodule(name, layer.linear)
-    return model
+    for layer in lora_layers(model).values():
+        # A matrix of its own: the old one may serve another layer, too (a tied head).
+        merged = layer.linear.weight + layer.scale * layer.B @ layer.A
+        layer.linear.weight = nn.Parameter(merged, requires_grad=False)
+    return put_adapters(model, {})
 
 
 # Section 6.10: What is kept, and how are adapters switched?
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
-    """Write what is trained of a model with adapters, as safetensors, and the settings.
+    """Write the adapters of a model and what else is trained of it, and the settings.
 
-    Raises ValueError for a model without adapters.
+    Raises ValueError for a model without adapters, and for one whose adapters are
+    frozen: what else was trained can then not be told.
     """
     if not (layers := lora_layers(model)):
         raise ValueError("the model has no adapters to save")
+    adapters = {f"{name}.{part}" for name in layers for part in "AB"}
+    ours = dict(model.named_parameters())
+    if not any(ours[name].requires_grad for name in adapters):
+        raise ValueError("the adapters are frozen: unfreeze all that was trained first")
     first = next(iter(layers.values()))
-    rank = len(first.A)
-    targets = sorted({name.rpartition(".")[2] for name in layers})
-    settings = {"rank": rank, "alpha": first.scale * rank, "targets": targets}
-    save_trained(model, folder, settings)
+    rank, targets = len(first.A), {name.rpartition(".")[2] for name in layers}
+    settings = {"rank": rank, "alpha": first.scale * rank, "targets": sorted(targets)}
+    kept = {n: p for n, p in ours.items() if p.requires_grad or n in adapters}
+    save_weights(kept, folder, settings)
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put the adapter that save_adapter wrote on a model, in place of any other.
 
-    What it holds can be trained on; of a model without adapters, all else is frozen.
-    Raises ValueError if it belongs to another model, whose layers then stay as they
-    were, and as read_trained does.
+    What it holds can be trained on, all else is frozen. Raises ValueError, beginning
+    with the folder, if it is none, or for another model: the model then stays as it
+    was. Raises as read_trained does, too.
     """
     stored, settings = read_trained(folder)
-    fresh = not lora_layers(model)
-    if fresh:
-        apply_lora(model, **settings)
-    ours = dict(model.named_parameters())
-    needed = {n for n in ours if n.endswith((".A", ".B"))} | stored.keys()
-    fits = {n for n, t in stored.items() if n in ours and ours[n].shape == t.shape}
-    if wrong := needed - fits:
-        if fresh:
-            merge_lora(model)  # B is zero: this takes the layers out again
-        raise ValueError(f"{folder} is for another model: {len(wrong)} tensors differ")
+    before = lora_layers(model)
+    with all_or_nothing(model, f"{folder} holds no adapter that fits"):
+        put_adapters(model, {})
+        apply_lora(model, settings["rank"], settings["alpha"], settings["targets"])
+        for name, new in lora_layers(model).items():
+            if name in before and before[name].A.shape == new.A.shape:
+                new.A, new.B = before[name].A, before[name].B  # a Trainer may have them
+        ours = dict(model.named_parameters())
+        need = {n: p for n, p in ours.items() if n in stored or n[-2:] in (".A", ".B")}
+        if wrong := misfits(need, stored):
+            raise ValueError(f"for another model: {len(wrong)} tensors differ")
     model.load_state_dict(stored, strict=False)
     for name in stored:  # also a head that was trained with the adapter
         ours[name].requires_grad_()
-    for layer in lora_layers(model).values():
-        layer.scale = settings["alpha"] / settings["rank"]
     return model
 
 
 @contextlib.contextmanager
 def without_adapter(model: nn.Module) -> Iterator[None]:
     """Within a `with` block, let the model answer as if it had no adapters."""
-    layers = lora_layers(model).values()
-    for layer in layers:
+    before = {layer: layer.on for layer in lora_layers(model).values()}
+    for layer in before:
         layer.on = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.on = True
+        for layer, was_on in before.items():
+            layer.on = was_on

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,14 +24,15 @@ from tqdm import tqdm
 
 from shared.gpt_model import Decoder, DecoderConfig, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel
-from shared.support import files, read_json
+from shared.support import files, read_json, require_whole
+from shared.support.modules import evaluating, precise
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer
 
 __all__ = [
     "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "Trainer", "train",
-    "sample_next", "stream", "generate", "story_batch", "save_model", "model_with",
-    "load_model",
+    "mean_loss", "sample_next", "stream", "generate", "story_batch", "save_model",
+    "model_with", "load_model",
 ]  # fmt: skip
 
 # Section 5.2: How do we know that it did not just learn by heart?
@@ -44,14 +45,14 @@ def next_token_loss(
     """Return the summed cross-entropy in nats of targets (B, T), and how many count.
 
     Targets equal to IGNORE do not count; our own models compute no logits (N, V) for
-    them.
+    them. Summed in float32 at least, whatever the model's type.
     """
     counts = targets != IGNORE  # (B, T)
     if isinstance(model, Decoder):
         logits = model.out_head(model.hidden_states(token_ids)[counts])
     else:  # compiled, or shared by several processes
         logits = model(token_ids)[counts]
-    total = F.cross_entropy(logits, targets[counts], reduction="sum")
+    total = F.cross_entropy(precise(logits), targets[counts], reduction="sum")
     return total, int(counts.sum())
 
 
@@ -65,14 +66,12 @@ def evaluate(
     is nothing to evaluate.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     total, count = 0.0, 0
-    for batch in batches:
-        batch_total, batch_count = loss(model, *(part.to(device) for part in batch))
-        total += batch_total.item()
-        count += batch_count
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            batch_total, batch_count = loss(model, *(part.to(device) for part in batch))
+            total += batch_total.item()
+            count += batch_count
     if not count:
         raise ValueError("there are no targets to evaluate")
     return total / count
@@ -94,12 +93,13 @@ class TrainConfig:
     bfloat16: bool = False  # mixed precision
 
     def __post_init__(self):
-        whole = self.max_steps >= 1 and self.accumulate >= 1
+        counts = (self.max_steps, self.accumulate, self.warmup_steps)
+        whole = all(type(n) is int for n in counts) and min(counts[:2]) >= 1
         warm = 0 <= self.warmup_steps <= self.max_steps
         shares = 0 < self.learning_rate < 1 and 0 <= self.final_share <= 1
         limits = self.weight_decay >= 0 and self.max_grad_norm > 0
         if not (whole and warm and shares and limits):
-            raise ValueError(f"a setting is out of range: {self}")
+            raise ValueError(f"a setting is no whole number, or out of range: {self}")
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -122,6 +122,8 @@ def make_optimizers(
     of model.blocks, its step scaled to the size of AdamW's.
     """
     rest = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not rest:
+        raise ValueError("the model has no weights that are trained: all are frozen")
     matrices = [n for n, p in rest.items() if ".blocks." in f".{n}" and p.ndim == 2]
     for_muon = [rest.pop(name) for name in matrices] if config.muon else []
     rate = config.learning_rate
@@ -145,7 +147,8 @@ class Trainer:
     """A model in training: one call of train_step is one step of its optimizers.
 
     `loss(model, *batch)` returns a sum and how much counts in it: tokens, messages or
-    pairs, each of which then counts the same, in whatever batch it stands.
+    pairs, each of which then counts the same, in whatever batch it stands. Raises
+    ValueError for a model that is frozen as a whole.
     """
 
     def __init__(
@@ -211,7 +214,8 @@ def train(
     config.accumulate of them make a step, and training ends early when they run out. A
     record has step, tokens (so far; or whatever else the loss counts), step_tokens (of
     this step), loss (per token), learning_rate, and seconds (spent in training so far).
-    Between two records the caller may evaluate, save, or stop.
+    Between two records the caller may evaluate, save, or stop; the model is in training
+    mode during the steps only.
     """
     batches = iter(batches)
     seconds = 0.0
@@ -223,8 +227,9 @@ def train(
             if not some:
                 return
             tokens_before = trainer.tokens
-            trainer.model.train()
-            loss = trainer.train_step(some)
+            with evaluating(trainer.model):  # so that its own mode comes back
+                trainer.model.train()
+                loss = trainer.train_step(some)
             seconds += time.perf_counter() - start
             bar.set_postfix(loss=loss, refresh=False)
             bar.update(trainer.step - bar.n)
@@ -238,6 +243,12 @@ def train(
             }
 
 
+def mean_loss(records: Sequence[dict]) -> float:
+    """Return the mean loss of all that counted in the steps of these records."""
+    total = sum(record["loss"] * record["step_tokens"] for record in records)
+    return total / sum(record["step_tokens"] for record in records)
+
+
 # Section 5.5: How do we choose the next token?
 def sample_next(
     logits: torch.Tensor,
@@ -248,11 +259,11 @@ def sample_next(
 ) -> torch.Tensor:
     """Choose a token for each row of logits (B, V); return ids (B,).
 
-    A temperature of 0 takes the likeliest. `top_k` and `top_p` cut off the tail, None
-    does not. Raises ValueError for a negative temperature, a top_k below 1 or a top_p
-    outside (0, 1].
+    A temperature of 0 takes the likeliest, one of infinity any that is left. `top_k`
+    and then `top_p` cut off the tail, None does not. Raises ValueError for a negative
+    temperature, a top_k below 1 or a top_p outside (0, 1].
     """
-    k_fits = top_k is None or top_k >= 1
+    k_fits = top_k is None or (isinstance(top_k, int) and top_k >= 1)
     p_fits = top_p is None or 0 < top_p <= 1
     if not (temperature >= 0 and k_fits and p_fits):
         raise ValueError(
@@ -260,16 +271,22 @@ def sample_next(
         )
     if temperature == 0:
         return logits.argmax(dim=-1)
-    # The largest becomes 0, so that nothing overflows at a temperature near 0.
-    logits = (logits.float() - logits.amax(dim=-1, keepdim=True)) / temperature
+    # The largest becomes 0, so that nothing overflows at a temperature near 0; and
+    # float32 knows no 1e-46, and nothing is a number that divides by infinity.
+    logits = logits.float() - logits.amax(dim=-1, keepdim=True)
+    logits = logits / min(max(temperature, 1e-30), 1e30)
     if top_k is not None:
         # topk gives exactly k, also among equals.
         best, index = logits.topk(min(top_k, logits.shape[-1]))
         logits = torch.full_like(logits, -torch.inf).scatter(1, index, best)
     if top_p is not None:
-        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-        reached = ordered.cumsum(dim=-1) - ordered >= top_p  # before this token
-        logits = logits.masked_fill(reached.scatter(1, order, reached), -torch.inf)
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        # The mass from each token on, summed from the end, where it is exact: what
+        # comes before has reached top_p when no more than 1 - top_p is left.
+        left = ordered.softmax(dim=-1).flip(-1).cumsum(dim=-1).flip(-1)
+        cut = left <= (1 - top_p) * (1 + 1e-6)  # up to rounding
+        cut[:, 0] = False
+        logits = logits.masked_fill(cut.scatter(1, order, cut), -torch.inf)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
@@ -293,25 +310,28 @@ def stream(
     max_new_tokens, or when the text fills the model's context. Of a prompt that
     leaves no room in it, the last tokens are kept, half a context or more, with a
     warning. `pad_left` (B,) int64: how many padding tokens each row starts with.
+    Raises ValueError for another shape, a row of padding only, or a negative number.
     """
-    context = model.config.context_length
-    if token_ids.shape[1] > context - min(max_new_tokens, 1):
+    require_whole(0, max_new_tokens=max_new_tokens)
+    if token_ids.ndim != 2:
+        raise ValueError(f"token ids must be (B, T), got {tuple(token_ids.shape)}")
+    n_prompt, context = token_ids.shape[1], model.config.context_length
+    if pad_left is not None and not pad_left.equal(pad_left.clamp(0, n_prompt - 1)):
+        raise ValueError(f"pad_left is {pad_left.tolist()}, not 0 to {n_prompt - 1}")
+    if n_prompt > context - min(max_new_tokens, 1):
         kept = max((context + 1) // 2, context - max_new_tokens)
-        cut = token_ids.shape[1] - kept
         warnings.warn(
-            f"the prompt has {token_ids.shape[1]} tokens, the context {context}: "
+            f"the prompt has {n_prompt} tokens, the context {context}: "
             f"only the last {kept} are read",
             stacklevel=3,
         )
-        token_ids = token_ids[:, cut:]
-        pad_left = None if pad_left is None else (pad_left - cut).clamp(min=0)
+        token_ids = token_ids[:, -kept:]
+        pad_left = None if pad_left is None else (pad_left + kept - n_prompt).clamp(0)
     batch_size, n_tokens = token_ids.shape
     end = min(n_tokens + max_new_tokens, context)
     cache = model.new_cache(batch_size, end, pad_left)
     stopped = torch.zeros(batch_size, dtype=torch.bool, device=token_ids.device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for _ in range(end - n_tokens):
             hidden = model.hidden_states(token_ids, cache)
             logits = model.out_head(hidden[:, -1])  # (B, V)
@@ -323,8 +343,6 @@ def stream(
             if stopped.all():
                 return
             token_ids = ids[:, None]  # all that the cache has not seen yet
-    finally:
-        model.train(was_training)
 
 
 def generate(
@@ -364,12 +382,19 @@ KINDS = {"GPTModel": (GPTModel, GPTConfig), "LlamaModel": (LlamaModel, LlamaConf
 def save_model(model: Decoder, folder: str | Path, tokenizer: BPETokenizer) -> None:
     """Write a model and its tokenizer to a folder, as a whole or not at all.
 
-    The folder holds model.safetensors, config.json and tokenizer.json.
+    The folder holds model.safetensors, config.json and tokenizer.json. Raises
+    ValueError for a model that load_model could not load: one with adapters, say.
     """
+    kind = type(model).__name__
+    try:
+        model_with(KINDS[kind][0], model.config, files.weights_of(model))
+    except (LookupError, ValueError) as error:
+        advice = "merge_lora takes adapters off, save_classifier keeps another head"
+        raise ValueError(f"no {kind} to be loaded again: {error}; {advice}") from error
 
     def write(new: Path) -> None:
         save_file(files.weights_of(model), new / "model.safetensors")
-        settings = {"kind": type(model).__name__} | asdict(model.config)
+        settings = {"kind": kind} | asdict(model.config)
         (new / "config.json").write_text(json.dumps(settings, indent=1), "utf-8")
         tokenizer.save(new / "tokenizer.json")
 

@@ -13,7 +13,7 @@ import tiktoken.load
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shared.support import COURSE
+from shared.support import COURSE, refuse_text, require_whole
 from shared.support.fetch import ARTIFACTS, fetch, fetch_gpt2_vocab
 
 __all__ = [
@@ -98,16 +98,23 @@ class GPTDataset(Dataset):
     Item i is (inputs, targets), both (T,) int64: token_ids[s : s + T] and [s + 1 : s +
     T + 1] with s = i * stride. They are views when `token_ids` is an int64 tensor;
     other integer types are converted window by window, so that a file of ids opened
-    with np.memmap(path, np.uint16, mode="c") is never read as a whole.
+    with np.memmap(path, np.uint16, mode="c") is never read as a whole. Raises
+    ValueError for fewer ids than a window needs, or numbers that are no ids.
     """
 
     def __init__(self, token_ids, context_length: int, stride: int | None = None):
+        refuse_text(token_ids=token_ids)
+        require_whole(context_length=context_length)
         self.token_ids = torch.as_tensor(token_ids)  # (N,), shares memory if it can
         self.context_length = context_length
         self.stride = context_length if stride is None else stride
+        require_whole(stride=self.stride)
         if len(self.token_ids) <= context_length:
             text = f"the text has {len(self.token_ids)} tokens, but one window needs"
             raise ValueError(f"{text} context_length + 1 = {context_length + 1}")
+        if self.token_ids.ndim != 1 or self.token_ids.is_floating_point():
+            found = f"{tuple(self.token_ids.shape)} {self.token_ids.dtype}"
+            raise ValueError(f"token ids must be (N,) whole numbers, got {found}")
 
     def __len__(self) -> int:
         return (len(self.token_ids) - self.context_length - 1) // self.stride + 1

@@ -18,7 +18,7 @@ from typing import Self
 import regex
 import tiktoken
 
-from shared.support import read_json, write_whole
+from shared.support import read_json, refuse_text, require_whole, write_whole
 from shared.support.fetch import fetch_gpt2_vocab
 from shared.text_data import END_OF_TEXT, GPT2_PATTERN, Specials
 
@@ -43,6 +43,7 @@ def split_on_special(text: str, special_tokens: Collection[str]) -> list[str]:
     >>> split_on_special("one<|endoftext|>two", {"<|endoftext|>"})
     ['one', '<|endoftext|>', 'two']
     """
+    refuse_text(special_tokens=special_tokens)
     if not special_tokens:
         return [text]
     longest_first = sorted(special_tokens, key=len, reverse=True)
@@ -138,6 +139,7 @@ def train_bpe(word_counts: Mapping[bytes, int], n_merges: int) -> list[Pair]:
     greater pair of byte strings. Fewer merges come back when every word has become a
     single token. Follows Sennrich, Haddow and Birch (2016), over bytes as in GPT-2.
     """
+    require_whole(0, n_merges=n_merges)
     index = PairIndex(word_counts)
     merges: list[Pair] = []
     while len(merges) < n_merges and (pair := index.pop_best()) is not None:
@@ -174,6 +176,9 @@ def special_sets(
 
     Raises ValueError if the text contains one that is refused.
     """
+    refuse_text(
+        "all", allowed_special=allowed_special, disallowed_special=disallowed_special
+    )
     every = set(known)
     allowed = every if allowed_special == "all" else every & set(allowed_special)
     refused = set(disallowed_special)
@@ -189,6 +194,7 @@ def special_sets(
 
 def check_tables(vocab, merges, special_tokens) -> None:
     """Raise ValueError if vocabulary, merges and special tokens do not fit together."""
+    refuse_text(vocab=vocab, merges=merges, special_tokens=special_tokens)
     if sorted(vocab) != list(range(len(vocab))):
         raise ValueError(f"the ids of the vocabulary are not 0 ... {len(vocab) - 1}")
     for text, i in special_tokens.items():
@@ -266,6 +272,7 @@ class BPECodec:
 
         Raises ValueError for an id outside the vocabulary.
         """
+        refuse_text(token_ids=token_ids)
         ids = [int(i) for i in token_ids]
         if unknown := [i for i in ids if i not in self.vocab]:
             raise ValueError(f"id {unknown[0]} is outside 0 ... {self.n_vocab - 1}")
@@ -300,6 +307,8 @@ Tables = tuple[dict[int, bytes], list[Pair], dict[str, int], str]
 
 def learn_tables(text: str, vocab_size: int, special_tokens: Iterable[str]) -> Tables:
     """Learn vocabulary, merges and special tokens; see `BPETokenizer.train`."""
+    refuse_text(special_tokens=special_tokens)
+    require_whole(vocab_size=vocab_size)
     special_tokens = list(dict.fromkeys(special_tokens))
     smallest = 256 + len(special_tokens)
     if vocab_size < smallest:

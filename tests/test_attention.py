@@ -303,3 +303,15 @@ def test_plots_draw_what_they_are_given():
     with pytest.raises(ValueError):
         plot_attention(weights, ["a", "b"])
     plt.close("all")
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 2.0), (4, 4, 0.5), (4.0, 4, 2), (4, 4.0, 2)])
+def test_sizes_are_whole_numbers(sizes):
+    with pytest.raises(ValueError, match="whole number|cannot share out"):
+        MultiHeadAttention(*sizes)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 0, -4, 2.5])
+def test_a_leak_needs_two_tokens(n_tokens):
+    with pytest.raises(ValueError, match=f"n_tokens .* least 2, got {n_tokens}"):
+        future_leak(lambda x: x, n_tokens, 3)

@@ -148,7 +148,9 @@ def test_sizes_below_one_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "pad_left", [[0, 4], [-1, 0], [0], [0, 0, 0], [[0, 0]], 0], ids=str
+    "pad_left",
+    [[0, 4], [-1, 0], [0], [0, 0, 0], [[0, 0]], 0, [0.0, 1.5], [0.0, 1.0]],
+    ids=str,
 )
 def test_padding_that_does_not_fit_is_refused(pad_left):
     with pytest.raises(ValueError, match="2 numbers from 0 to 3, got"):

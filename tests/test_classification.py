@@ -1,9 +1,13 @@
 """Chapter 6: messages, padding, the classifier and its training."""
 
+import json
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TOKENIZER, build
+from safetensors.torch import load_file, save_file
 
 import shared.classification as classification
 from shared.classification import (
@@ -25,6 +29,7 @@ from shared.classification import (
 )
 from shared.gpt_model import GPTConfig, count_parameters
 from shared.llama_model import LlamaConfig
+from shared.lora import apply_lora
 from shared.pretrained_weights import load_pretrained
 from shared.pretraining import evaluate, save_model
 from shared.support import fetch
@@ -103,6 +108,17 @@ def test_the_public_collection_is_fetched_on_request(tmp_path, monkeypatch):
         (["ham\thello", "spam\thello"], r"the labels \['ham'\]"),
         (["ham\thello", "spam\tbye"], "10 of each label are needed, there are 1"),
         ([], r"the labels \[\]"),
+        (["text\tlabel"], r"the labels \[\]"),
+        (
+            ["label\ttext\tsplit", "ham\ta\tdev", "spam\tb\ttest"],
+            r"the splits \['dev'\], not \('train', 'validation', 'test'\)",
+        ),
+        (
+            ["label\ttext\tsplit", "ham\ta\t", "spam\tb\tTest"],
+            r"the splits \['', 'Test'\], not",
+        ),
+        (['{"label": "ham", "text": "hello"}'], "has not 2 columns, with tabs"),
+        (["ham,hello", "spam,bye"], "has not 2 columns, with tabs"),
     ],
 )
 def test_tables_that_do_not_fit(tmp_path, lines, message):
@@ -110,6 +126,15 @@ def test_tables_that_do_not_fit(tmp_path, lines, message):
     with pytest.raises(ValueError, match=f"t.tsv.* {message}") as error:
         load_messages(path)
     assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("n", [20, 3000])
+@pytest.mark.parametrize("row", ["{text}\tham", "{text}", "{text}\t{text}\t{text}"])
+def test_errors_stay_short(n, row, tmp_path):
+    rows = [row.format(text=f"a message {i} " * 30) for i in range(n)]
+    with pytest.raises(ValueError, match=r"t\.tsv") as error:
+        load_messages(write(tmp_path / "t.tsv", rows))
+    assert len(str(error.value)) < len(str(tmp_path)) + 400
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -123,6 +148,19 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_labels_as_numbers():
     assert encode_labels(["spam", "ham", "spam"]).tolist() == [1, 0, 1]
     assert encode_labels(["good", "bad"], ("bad", "so-so", "good")).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: encode_labels("spam"), lambda: encode_labels(["a"], "ab"),
+        lambda: encode_messages("win a prize", TOKENIZER, 40),
+        lambda: Classifier(build(GPT), "spam"), lambda: Classifier(build(GPT), b"ab"),
+    ],
+)  # fmt: skip
+def test_a_text_is_no_collection_of_texts(use):
+    with pytest.raises(TypeError, match="must be a collection, not the text"):
+        use()
 
 
 def test_long_and_empty_messages():
@@ -159,7 +197,7 @@ def test_only_the_top_is_trained(config, n_trained):
     assert all((p.grad is not None) == p.requires_grad for p in classifier.parameters())
 
 
-@pytest.mark.parametrize("n_trained", [4, -1])
+@pytest.mark.parametrize("n_trained", [4, -1, 1.5, 2.0])
 def test_a_model_has_only_so_many_blocks(n_trained):
     with pytest.raises(ValueError, match=f"cannot train {n_trained} of 3 blocks"):
         Classifier(build(GPT), n_trained=n_trained)
@@ -196,6 +234,44 @@ def test_padding_changes_nothing_for_200_messages():
     torch.testing.assert_close(torch.cat(padded), alone, atol=1e-4, rtol=0)
 
 
+def modes(classifier) -> list[bool]:
+    return [part.training for part in classifier.modules()]
+
+
+WITH_DROPOUT = GPTConfig(300, 40, emb_dim=16, n_heads=2, n_layers=3, dropout=0.5)
+
+
+@pytest.mark.parametrize("n_trained", [0, 1, 3])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda c: frozen_states(c, some_rows()),
+        lambda c: [predict(c, some_rows())],
+        lambda c: [torch.tensor(classify(c, TOKENIZER, "win a prize")[1])],
+    ],
+    ids=["frozen_states", "predict", "classify"],
+)
+def test_nothing_is_dropped_out_and_every_mode_comes_back(use, n_trained):
+    classifier = make(WITH_DROPOUT, n_trained)
+    expected = use(classifier)
+    classifier.train()
+    classifier.model.blocks[2].eval()
+    before = modes(classifier)
+    for ours, theirs in zip(use(classifier), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert modes(classifier) == before
+
+
+@pytest.mark.parametrize("use", [frozen_states, predict])
+def test_every_mode_comes_back_after_an_error(use):
+    classifier = make(WITH_DROPOUT).train()
+    classifier.model.blocks[2].eval()
+    before = modes(classifier)
+    with pytest.raises(IndexError):
+        use(classifier, [torch.tensor([1, 999])])
+    assert modes(classifier) == before
+
+
 # --- its training ---------------------------------------------------------------------
 
 
@@ -209,6 +285,20 @@ def test_the_loss_is_that_of_each_message_alone():
     by_hand = sum(-x[0].log_softmax(-1)[y] for x, y in zip(alone, labels, strict=True))
     torch.testing.assert_close(total, by_hand, atol=1e-4, rtol=1e-4)
     assert count == 9
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_loss_is_summed_precisely(seed):
+    torch.manual_seed(seed)
+    classifier = make(LLAMA).to(torch.bfloat16)
+    rows = some_rows(64)
+    labels = torch.randint(2, (64,))
+    batch = label_batch(list(zip(rows, labels, strict=True)))
+    with torch.no_grad():
+        logits = classifier(*batch[:2]).double()
+        expected = F.cross_entropy(logits, labels, reduction="sum").item()
+        total, _ = classifier_loss(classifier, *batch)
+    assert total.item() == pytest.approx(expected, rel=1e-5)
 
 
 def loss_on(classifier: Classifier, rows, labels) -> float:
@@ -241,6 +331,16 @@ def test_training_goes_back_when_it_gets_worse():
     losses = [record["val_loss"] for record in history]
     assert losses[-1] > min(losses)
     assert loss_on(classifier, *wrong) == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_training_gives_every_mode_back(training):
+    classifier = make(WITH_DROPOUT).train(training)
+    classifier.model.blocks[0].train(not training)
+    before = modes(classifier)
+    pair = (some_rows(), torch.ones(9, dtype=torch.long))
+    train_classifier(classifier, pair, pair, epochs=2)
+    assert modes(classifier) == before
 
 
 def test_training_from_token_ids_equals_training_from_states():
@@ -288,6 +388,87 @@ def test_a_classifier_comes_back(tmp_path, labels):
     assert answer[0] in labels and 1 / len(labels) <= answer[1] <= 1
     with pytest.raises(ValueError, match="context of 40"):
         classify(again, tokenizer, "win " * 100)
+
+
+def saved(tmp_path, n_trained: int = 2) -> Classifier:
+    """Save a classifier of a model that is saved, too; return it."""
+    save_model(build(GPT), tmp_path / "base", TOKENIZER)
+    classifier = Classifier(load_pretrained(tmp_path / "base")[0], n_trained=n_trained)
+    with torch.no_grad():
+        for p in classifier.parameters():
+            p += p.requires_grad * 0.1 * torch.randn_like(p)
+    save_classifier(classifier.eval(), str(tmp_path / "base"), tmp_path / "filter")
+    return classifier
+
+
+@pytest.mark.parametrize("n_trained", [0, 1, 3])
+@pytest.mark.parametrize("frozen", ["", "out_head", "blocks"])
+def test_what_was_trained_comes_back_frozen_or_not(n_trained, frozen, tmp_path):
+    classifier = saved(tmp_path, n_trained)
+    expected = classifier(*pad_batch(some_rows()))
+    for name, p in classifier.named_parameters():
+        p.requires_grad_(p.requires_grad and frozen not in name)
+    save_classifier(classifier, str(tmp_path / "base"), tmp_path / "filter")
+    again, _ = load_classifier(tmp_path / "filter")
+    assert torch.equal(again(*pad_batch(some_rows())), expected)
+
+
+def with_another_head(classifier: Classifier) -> None:
+    classifier.model.out_head = torch.nn.Linear(16, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: apply_lora(c), "save_adapter.*merge_lora"),
+        (lambda c: apply_lora(c, targets=("out_head",)), "out_head.*merge_lora"),
+        (with_another_head, "out_head"),
+        (lambda c: c.model.tok_emb.requires_grad_(True), "tok_emb"),
+    ],
+)
+def test_what_would_not_come_back_is_not_saved(change, message, tmp_path):
+    classifier = saved(tmp_path)
+    change(classifier)
+    with pytest.raises(ValueError, match=message):
+        save_classifier(classifier, str(tmp_path / "base"), tmp_path / "filter")
+    load_classifier(tmp_path / "filter")  # the good one is still there
+
+
+HEAD, NORM = "model.out_head.weight", "model.final_norm.bias"
+BLOCK = "model.blocks.0.norm1.bias"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "settings", "message"),
+    [
+        ({HEAD: None}, {}, HEAD), ({HEAD: None, NORM: None}, {}, NORM),
+        ({HEAD: torch.zeros(3, 16)}, {}, HEAD), ({"x": torch.zeros(2)}, {}, "x"),
+        ({BLOCK: torch.zeros(16)}, {}, BLOCK), ({}, {"n_trained": 3}, "blocks.0"),
+        ({}, {"n_trained": 9}, "cannot train 9"), ({}, {"labels": "ab"}, "collection"),
+        ({}, {"labels": ["a", "b", "c"]}, "out_head"), ({}, {"name": "x"}, "no model"),
+        ({}, {"labels": None}, ""), ({}, {"name": 5}, ""),
+        ({}, {"n_trained": 1.5}, "cannot train 1.5"),
+    ],
+)  # fmt: skip
+def test_a_damaged_classifier_is_refused(tensors, settings, message, tmp_path):
+    saved(tmp_path)
+    folder = tmp_path / "filter"
+    changed = load_file(folder / "trained.safetensors") | tensors
+    changed = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    save_file(changed, folder / "trained.safetensors")
+    stored = json.loads((folder / "settings.json").read_text()) | settings
+    (folder / "settings.json").write_text(json.dumps(stored))
+    begin = f"^{re.escape(str(folder))} holds no classifier.*{message}"
+    with pytest.raises(ValueError, match=begin):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("settings", ["[]", "{}", "7", '{"rank": 2}'])
+def test_other_settings_than_a_classifiers(settings, tmp_path):
+    saved(tmp_path)
+    (tmp_path / "filter" / "settings.json").write_text(settings)
+    with pytest.raises(ValueError, match="filter holds no classifier"):
+        load_classifier(tmp_path / "filter")
 
 
 def test_a_classifier_that_is_not_there(tmp_path):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -72,6 +73,9 @@ def test_alpaca_files_load(tmp_path):
             "entry 1 has no text as its input",
         ),
         ("words", "entry 1 has no text as its instruction"),
+        (ENTRY | {"split": "dev"}, "entry 1 has the unknown split 'dev'"),
+        (ENTRY | {"split": "Train"}, "entry 1 has the unknown split 'Train'"),
+        (ENTRY | {"split": None}, "entry 1 has the unknown split None"),
     ],
 )
 def test_entries_without_fields(tmp_path, entry, message):
@@ -88,6 +92,27 @@ def test_a_file_without_a_list(tmp_path):
         load_instructions(tmp_path / "one.json")
     with pytest.raises(FileNotFoundError, match="none.json"):
         load_instructions(tmp_path / "none.json")
+
+
+LINE = json.dumps(ENTRY)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"{LINE}\n{LINE}\n", "JSON lines"), (f"{LINE}\r\n{LINE}", "JSON lines"),
+        (f"[{LINE}]\n[{LINE}]", "JSON lines"), ("", "no JSON file"),
+        ("[]", "no list of entries"), ("\n", "no JSON file"),
+        (f"[{LINE}]".encode("utf-16"), "no JSON file"),
+        ("[{'instruction': 'é'}]".encode("latin-1"), "no JSON file"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_list_in_json(content, message, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_instructions(path)
+    assert str(caught.value).startswith(str(path)) and len(str(caught.value)) < 400
 
 
 def test_templates():
@@ -256,6 +281,37 @@ def test_answers_in_batches_are_those_one_by_one(config, template):
         assert answer == TOKENIZER.decode(new).strip()
 
 
+@pytest.mark.parametrize("room", [-9, 0, 3, 7, 30])
+@pytest.mark.parametrize("batch_size", [2, 5, 32])
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_a_long_neighbour_cuts_no_answer(room, batch_size):
+    entries = [ENTRY | {"input": "mouse " * n} for n in (0, 9, 1, 9, 4, 9, 0)]
+    lengths = [len(prompt_ids(entry, TOKENIZER)) for entry in entries]
+    config = replace(LLAMA, context_length=max(lengths) + room)
+    model = shaken(build(config)).double()
+    alone = [answer_all(model, TOKENIZER, [entry], 12)[0] for entry in entries]
+    assert len(set(alone)) > 1
+    together = answer_all(model, TOKENIZER, entries, 12, batch_size=batch_size)
+    assert together == alone
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, -32, 2.5])
+def test_a_batch_holds_something(batch_size):
+    examples = [([1], [2])] * 3
+    for use in (
+        lambda: answer_all(build(GPT), TOKENIZER, [ENTRY], batch_size=batch_size),
+        lambda: length_batches(examples, batch_size, torch.Generator()),
+    ):
+        with pytest.raises(ValueError, match=f"batch_size .* got {batch_size}"):
+            use()
+
+
+@pytest.mark.parametrize("n", [-1, -7, 1.5])
+def test_there_are_no_answers_of_less_than_nothing(n):
+    with pytest.raises(ValueError, match=f"max_new_tokens .* got {n}"):
+        answer_all(build(GPT), TOKENIZER, [], n)
+
+
 def test_an_answer_ends_before_the_end_token():
     model = build(GPT)
     with torch.no_grad():  # whatever it reads, its next token is the end token
@@ -309,12 +365,46 @@ def test_log_probabilities_of_answers(config):
     torch.testing.assert_close(many, (total / counts).repeat(7), atol=1e-5, rtol=1e-4)
 
 
-def test_likelihoods_are_those_of_evaluation_mode():
-    model = build(GPTConfig(TOKENIZER.n_vocab, 400, 16, 2, 2, dropout=0.5))
+@pytest.mark.parametrize("length", [20, 100, 170])
+def test_log_probabilities_are_summed_precisely(length):
+    model = shaken(build(LLAMA), std=0.1).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(length)
+    answer = torch.randint(TOKENIZER.n_vocab, (length,), generator=generator).tolist()
+    token_ids, targets = collate([([1, 2, 3], answer), ([4], answer[:9])])
+    with torch.no_grad():
+        log_probs = model(token_ids).double().log_softmax(dim=-1)
+        counts = targets != IGNORE
+        picked = log_probs.gather(2, targets.where(counts, 0)[..., None])[..., 0]
+        expected = (picked * counts).sum(dim=1)
+        sums, _ = answer_log_probs(model, token_ids, targets)
+    assert sums.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+WITH_DROPOUT = GPTConfig(TOKENIZER.n_vocab, 400, 16, 2, 2, dropout=0.5)
+
+
+@pytest.mark.parametrize("in_training", [[], [0], [1], [0, 1]])
+def test_likelihoods_are_those_of_evaluation_mode(in_training):
+    model = build(WITH_DROPOUT)
     expected = likelihoods(model, TOKENIZER, [ENTRY])
-    model.train()
+    for n in in_training:
+        model.blocks[n].train()
+    before = [part.training for part in model.modules()]
     assert torch.equal(likelihoods(model, TOKENIZER, [ENTRY]), expected)
-    assert model.training
+    assert [part.training for part in model.modules()] == before
+    with pytest.raises(IndexError):  # an id that this model does not know
+        likelihoods(build(replace(WITH_DROPOUT, vocab_size=9)), TOKENIZER, [ENTRY])
+
+
+@pytest.mark.parametrize("in_training", [[], [0], [1]])
+def test_tuning_and_answering_leave_the_modes_as_they_were(in_training):
+    model = build(WITH_DROPOUT)
+    for n in in_training:
+        model.blocks[n].train()
+    before = [part.training for part in model.modules()]
+    list(tune(model, some_batches(2), progress=False))
+    answer_all(model, TOKENIZER, [ENTRY], 3)
+    assert [part.training for part in model.modules()] == before
 
 
 def test_what_is_scored_must_fit_the_context():

@@ -1,6 +1,9 @@
 """Chapter 6: LoRA against the arithmetic, and adapters that are kept and exchanged."""
 
+import contextlib
 import copy
+import json
+import re
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from shared.classification import Classifier
 from shared.gpt_model import GPTConfig, count_parameters
 from shared.llama_model import SMOLLM2_135M, LlamaConfig, LlamaModel
 from shared.lora import (
+    TARGETS,
     LoRALayer,
     apply_lora,
     load_adapter,
@@ -154,20 +158,144 @@ def test_an_adapter_for_another_model(tmp_path):
     save_adapter(shaken(apply_lora(build(LLAMA), rank=2)), tmp_path / "two")
     less = build(LlamaConfig(300, 40, 16, 2, n_kv_heads=1, n_layers=2, hidden_dim=24))
     more = build(LlamaConfig(300, 40, 16, 2, n_kv_heads=1, n_layers=4, hidden_dim=24))
-    adapted = shaken(apply_lora(build(LLAMA), rank=4), 5)
+    adapted = shaken(apply_lora(build(GPT), rank=4), 5)
     for model, folder, number in (
         (build(LLAMA), "gpt", 6),  # it has fewer heads of keys and of values
         (less, "two", 8),
         (more, "two", 8),
-        (adapted, "two", 24),
+        (adapted, "two", 6),
     ):
         with torch.no_grad():
             before, n_layers = model(IDS), len(lora_layers(model))
-            message = f"{folder} is for another model: {number} tensors differ"
+            message = f"{folder} holds no .* for another model: {number} tensors differ"
             with pytest.raises(ValueError, match=message):
                 load_adapter(model, tmp_path / folder)
             assert torch.equal(model(IDS), before)
             assert len(lora_layers(model)) == n_layers
+
+
+def everything(model) -> list:
+    """Return all that must be as before when an adapter was refused."""
+    modules = [(name, id(m), m.training) for name, m in model.named_modules()]
+    flags = [(name, id(p), p.requires_grad) for name, p in model.named_parameters()]
+    layers = lora_layers(model).values()
+    return [modules, flags, [(layer.scale, layer.on) for layer in layers]]
+
+
+def settings_of(**change) -> str:
+    return json.dumps({"rank": 2, "alpha": 4, "targets": ["W_query"]} | change)
+
+
+WRONG_SETTINGS = [
+    "[]", "3", "{}", settings_of(rank=0), settings_of(rank="2"), settings_of(rank=1.5),
+    settings_of(rank=2, targets="W_query"), settings_of(targets=["nothing"]),
+    settings_of(alpha=None), settings_of(rank=10**12), settings_of(targets=None),
+    settings_of(), json.dumps({"name": "x", "labels": ["a", "b"], "n_trained": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", WRONG_SETTINGS)
+@pytest.mark.parametrize("rank", [None, 2, 4])
+def test_an_adapter_that_is_refused_leaves_all_as_it_was(settings, rank, tmp_path):
+    save_adapter(apply_lora(build(LLAMA), rank=2), tmp_path / "a")
+    (tmp_path / "a" / "settings.json").write_text(settings)
+    model = build(LLAMA)
+    if rank:
+        shaken(apply_lora(model, rank)).final_norm.requires_grad_(True)
+    model.blocks[1].train()
+    before = everything(model)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path / 'a'))} holds no"):
+        load_adapter(model, tmp_path / "a")
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize("targets", [("W_query",), ("gate", "W_value"), TARGETS])
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_an_adapter_takes_the_place_of_any_other(rank, targets, tmp_path):
+    ours = shaken(apply_lora(build(LLAMA), rank, 3, targets))
+    save_adapter(ours, tmp_path / "a")
+    model = shaken(apply_lora(build(LLAMA), rank=2), 5).eval()
+    with torch.no_grad():
+        assert torch.equal(load_adapter(model, tmp_path / "a")(IDS), ours(IDS))
+    assert lora_layers(model).keys() == lora_layers(ours).keys()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in ours.named_parameters() if p.requires_grad}
+    assert not any(part.training for part in model.modules())
+
+
+def test_a_trainer_goes_on_with_an_adapter_that_was_loaded_again(tmp_path):
+    model = shaken(apply_lora(build(LLAMA), rank=2))
+    save_adapter(model, tmp_path / "a")
+    trainer = Trainer(model, TrainConfig(1))
+    load_adapter(model, tmp_path / "a")
+    before = [layer.B.clone() for layer in lora_layers(model).values()]
+    trainer.train_step([(IDS[:, :-1], IDS[:, 1:])])
+    after = [layer.B for layer in lora_layers(model).values()]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("frozen", ["", ".A", ".B"])
+def test_all_adapters_are_kept_or_none(frozen, tmp_path):
+    model = shaken(apply_lora(build(LLAMA), rank=2))
+    save_adapter(model, tmp_path / "a")
+    for name, p in model.named_parameters():
+        p.requires_grad_(p.requires_grad and bool(frozen) and not name.endswith(frozen))
+    if frozen:  # only A, or only B, was trained
+        save_adapter(shaken(model, 3), tmp_path / "a")
+    else:
+        with pytest.raises(ValueError, match="the adapters are frozen"):
+            save_adapter(model, tmp_path / "a")
+    with torch.no_grad():
+        again = load_adapter(build(LLAMA), tmp_path / "a")
+        assert torch.equal(again(IDS), model(IDS))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"targets": ("nothing",)}, ValueError, "no linear layer named nothing"),
+        ({"targets": ()}, ValueError, "no linear layer"),
+        ({"targets": "W_query"}, TypeError, "targets .* collection, .* 'W_query'"),
+        ({"rank": 0}, ValueError, "rank .* at least 1, got 0"),
+        ({"rank": -8}, ValueError, "rank .* at least 1, got -8"),
+        ({"rank": 2.0}, ValueError, "rank .* whole number .* got 2.0"),
+        ({"alpha": "16"}, TypeError, "str"),
+    ],
+)
+def test_adapters_that_cannot_be_change_nothing(options, error, message):
+    model = build(LLAMA)
+    before = everything(model)
+    with pytest.raises(error, match=message):
+        apply_lora(model, **options)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize("targets", [("out_head",), ("out_head", "up"), ("W_key",)])
+@each_model
+def test_merging_writes_into_no_layer_that_shares(config, targets):
+    if "up" in targets and config is GPT:
+        targets = ("out_head", "expand")
+    model = shaken(apply_lora(build(config), targets=targets))
+    embedding = model.tok_emb.weight.clone()
+    with torch.no_grad():
+        before = model(IDS)
+        torch.testing.assert_close(merge_lora(model)(IDS), before, atol=1e-4, rtol=1e-4)
+    assert torch.equal(model.tok_emb.weight, embedding)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_without_adapters_inside_without_adapters(depth):
+    model = shaken(apply_lora(build(LLAMA)))
+    list(lora_layers(model).values())[3].on = False  # by hand
+    before = everything(model)
+    with torch.no_grad(), contextlib.ExitStack() as outer:
+        plain = build(LLAMA)(IDS)
+        for _ in range(depth):
+            outer.enter_context(without_adapter(model))
+        with pytest.raises(KeyError), without_adapter(model):
+            raise KeyError
+        assert torch.equal(model(IDS), plain)
+    assert everything(model) == before
 
 
 def test_an_adapter_that_is_not_there(tmp_path):

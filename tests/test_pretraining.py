@@ -1,5 +1,6 @@
 """Chapter 5: loss, optimizers, training, sampling, models on disk, against torch."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -19,6 +20,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 import shared.pretraining
+from shared.classification import Classifier
+from shared.gpt_model import Decoder, GPTModel
+from shared.lora import apply_lora
 from shared.pretraining import (
     IGNORE,
     TrainConfig,
@@ -28,6 +32,7 @@ from shared.pretraining import (
     learning_rate_at,
     load_model,
     make_optimizers,
+    mean_loss,
     next_token_loss,
     sample_next,
     save_model,
@@ -36,6 +41,7 @@ from shared.pretraining import (
     train,
 )
 from shared.support.files import load_checkpoint, save_checkpoint
+from shared.support.modules import evaluating
 
 WITH_DROPOUT = replace(GPT, dropout=0.1)
 each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
@@ -127,6 +133,68 @@ def test_evaluation_weighs_tokens_alike_and_restores_the_mode():
         evaluate(model, [])
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_sums_are_exact_whatever_the_models_type(seed):
+    token_ids, targets = some_ignored(seed)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        model = shaken(build(seed=seed), seed).to(dtype)
+        with torch.no_grad():
+            logits = model(token_ids).double()  # what it says, to be summed in float64
+            expected = F.cross_entropy(
+                logits.mT, targets, ignore_index=IGNORE, reduction="sum"
+            )
+            total, _ = next_token_loss(model, token_ids, targets)
+        close = 1e-12 if dtype == torch.float64 else 1e-5
+        assert total.item() == pytest.approx(expected.item(), rel=close)
+
+
+def mixed_modes() -> nn.Module:
+    """Return a model with dropout of which one block alone is in training mode."""
+    model = build(WITH_DROPOUT)
+    model.blocks[1].train()
+    return model
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [part.training for part in model.modules()]
+
+
+def broken_loss(model, token_ids, targets):
+    raise KeyError("in the middle")
+
+
+@pytest.mark.parametrize(
+    ("use", "error"),
+    [
+        (lambda m: evaluate(m, [batch(0)]), None),
+        (lambda m: evaluate(m, [batch(0)], broken_loss), KeyError),
+        (lambda m: evaluate(m, []), ValueError),
+        (lambda m: generate(m, batch(0)[0], 3), None),
+        (lambda m: generate(m, batch(0)[0] + 99, 3), IndexError),
+        (lambda m: list(train(Trainer(m, TrainConfig(2)), batches())), None),
+        (
+            lambda m: list(train(Trainer(m, TrainConfig(2), broken_loss), batches())),
+            KeyError,
+        ),
+    ],
+)
+def test_every_part_of_a_model_gets_its_mode_back(use, error):
+    model = mixed_modes()
+    before = modes(model)
+    with contextlib.nullcontext() if error is None else pytest.raises(error):
+        use(model)
+    assert modes(model) == before and True in before and False in before
+
+
+def test_evaluating():
+    model = mixed_modes()
+    before = modes(model)
+    with pytest.raises(KeyError), evaluating(model):
+        assert not any(modes(model))
+        raise KeyError
+    assert modes(model) == before
+
+
 # --- settings -------------------------------------------------------------------------
 
 
@@ -136,11 +204,13 @@ def test_evaluation_weighs_tokens_alike_and_restores_the_mode():
         {"max_steps": 0}, {"warmup_steps": 11}, {"warmup_steps": -1}, {"accumulate": 0},
         {"learning_rate": 0.0}, {"learning_rate": 1.5}, {"learning_rate": float("nan")},
         {"final_share": 1.1}, {"max_grad_norm": 0.0}, {"weight_decay": -0.1},
+        {"max_steps": 2.5}, {"max_steps": 8.0}, {"accumulate": 1.5},
+        {"warmup_steps": 0.5}, {"max_steps": float("inf")}, {"accumulate": "2"},
     ],
 )  # fmt: skip
 def test_settings_out_of_range(change):
     ((name, value),) = change.items()
-    with pytest.raises(ValueError, match=f"out of range: .*{name}={value}"):
+    with pytest.raises(ValueError, match=f"out of range: .*{name}={value!r}"):
         replace(TrainConfig(10), **change)
 
 
@@ -274,6 +344,12 @@ def test_not_a_number_stops_and_changes_nothing():
         trainer.train_step([(batch(0)[0], torch.full((3, 12), IGNORE))])
 
 
+@pytest.mark.parametrize("model", [build(), nn.Linear(2, 2), nn.Identity()])
+def test_a_frozen_model_cannot_be_trained(model):
+    with pytest.raises(ValueError, match="no weights that are trained"):
+        Trainer(model.requires_grad_(False), TrainConfig(1))
+
+
 # --- the loop -------------------------------------------------------------------------
 
 
@@ -290,7 +366,7 @@ def test_training_learns_and_records(muon):
     seconds = [record["seconds"] for record in records]
     assert seconds == sorted(seconds)
     assert evaluate(model, [batch(0)]) < 0.8 * before
-    assert model.training
+    assert not model.training  # as it was
 
 
 def test_evaluating_between_records_changes_nothing():
@@ -334,6 +410,15 @@ def test_training_ends_when_the_batches_run_out(capsys):
     assert "2/9" in capsys.readouterr().out  # the progress bar
 
 
+@pytest.mark.parametrize("counts", [(11, 101), (1, 36, 2), (5, 5)])
+def test_the_mean_over_steps_is_that_of_all_that_counts(counts):
+    model = nn.Linear(3, 1)
+    data = [(torch.full((n, 3), float(n)), torch.zeros(n)) for n in counts]
+    config = TrainConfig(len(counts), 1e-9)
+    records = list(train(Trainer(model, config, squares), data, progress=False))
+    assert mean_loss(records) == pytest.approx(evaluate(model, data, squares), rel=1e-4)
+
+
 # --- sampling -------------------------------------------------------------------------
 
 
@@ -373,10 +458,65 @@ def test_top_k_and_top_p_keep_what_they_should(values, k, p, seed):
         assert sample_next(rows[:1], **narrow).item() == order[0]
 
 
+@few
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.data())
+def test_top_p_keeps_the_smallest_set_that_reaches_it(weights, data):
+    n = data.draw(st.integers(1, len(weights)))
+    likeliest = sorted(weights, reverse=True)[:n]
+    top_p = sum(likeliest) / sum(weights)  # the n likeliest reach it exactly
+    rows = (torch.tensor(weights) / sum(weights)).log().expand(3000, -1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample_next(rows, top_p=top_p, generator=generator).unique().tolist()
+    assert sorted((weights[i] for i in drawn), reverse=True) == likeliest
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0, 6.0])
+def test_a_top_p_of_1_removes_nothing(spread, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(2, 50_257, generator=generator)
+    handed_over = []
+
+    def draw(probabilities, n, generator=None):
+        handed_over.append(probabilities)
+        return probabilities.argmax(dim=-1, keepdim=True)
+
+    monkeypatch.setattr(torch, "multinomial", draw)
+    sample_next(logits, top_p=1.0)
+    sample_next(logits)
+    assert torch.equal(*handed_over) and (handed_over[0] > 0).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-46, 5e-324])
+def test_a_temperature_of_almost_nothing_is_greedy(temperature):
+    logits = 20 * torch.randn(50, 99, generator=torch.Generator().manual_seed(0))
+    logits[:, 5] = -torch.inf
+    for options in ({}, {"top_k": 7}, {"top_p": 0.9}):
+        drawn = sample_next(logits, temperature, **options)
+        assert torch.equal(drawn, logits.argmax(dim=-1))
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e300, float("inf")])
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, 8), ({"top_k": 3}, 3), ({"top_p": 0.5}, 4),
+        ({"top_k": 4, "top_p": 0.5}, 2), ({"top_p": 1.0}, 8),
+    ],
+)  # fmt: skip
+def test_an_infinite_temperature_draws_alike_what_is_left(temperature, options, left):
+    logits = torch.tensor([-3.0, 0.5, 2.0, 9.0, -torch.inf, 1.0, -40.0, 3.0, 2.5])
+    rows = logits.expand(8000, 9)
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample_next(rows, temperature, generator=generator, **options)
+    shares = drawn.bincount(minlength=9) / 8000
+    likeliest = logits.argsort(descending=True)[:left]
+    assert shares[likeliest].tolist() == pytest.approx([1 / left] * left, abs=0.03)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"temperature": -1.0}, {"temperature": float("nan")},
+        {"top_k": 2.5}, {"temperature": -1.0}, {"temperature": float("nan")},
         {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1},
     ],
 )  # fmt: skip
@@ -409,6 +549,32 @@ def test_generate(config):
     full = torch.zeros(1, 16, dtype=torch.int64)
     with warnings.catch_warnings(action="error"):
         assert torch.equal(generate(model, full, 0), full)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "options", "message"),
+    [
+        (torch.zeros(5, dtype=torch.int64), {}, r"\(B, T\), got \(5,\)"),
+        (torch.tensor(7), {}, r"\(B, T\), got \(\)"),
+        (torch.zeros(1, 2, 3, dtype=torch.int64), {}, r"\(B, T\), got \(1, 2, 3\)"),
+        (batch(0)[0], {"max_new_tokens": -1}, "max_new_tokens .* least 0, got -1"),
+        (batch(0)[0], {"max_new_tokens": -99}, "max_new_tokens .* least 0, got -99"),
+        (batch(0)[0], {"max_new_tokens": 2.5}, "max_new_tokens .* whole .* got 2.5"),
+        (batch(0)[0], {"pad_left": [0, -1, 0]}, "pad_left is .*, not 0 to 11"),
+        (batch(0)[0], {"pad_left": [0, 12, 0]}, "pad_left is .*, not 0 to 11"),
+        (
+            batch(0)[0].repeat(1, 2),
+            {"pad_left": [0, 0, -3]},
+            "pad_left is .*, not 0 to 23",
+        ),
+        (batch(0)[0], {"pad_left": [0, 0]}, "pad_left must be 3 numbers"),
+    ],
+)
+def test_prompts_that_cannot_be_continued(token_ids, options, message):
+    if "pad_left" in options:
+        options = options | {"pad_left": torch.tensor(options["pad_left"])}
+    with pytest.raises(ValueError, match=message):
+        generate(build(), token_ids, **({"max_new_tokens": 3} | options))
 
 
 @each_model
@@ -582,6 +748,33 @@ def test_settings_that_do_not_fit_are_told(change, message, tmp_path):
     config.write_text("[]")
     with pytest.raises(ValueError, match=f"^{folder} holds no model"):
         load_model(tmp_path / "m")
+
+
+class OwnModel(GPTModel):
+    """A model that load_model does not know."""
+
+
+def with_head(model: Decoder, n_classes: int) -> Decoder:
+    model.out_head = nn.Linear(24, n_classes)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (OwnModel(GPT), "OwnModel"),
+        (Classifier(build()), "Classifier.*save_classifier"),
+        (with_head(build(), 2), "unknown out_head.weight.*save_classifier"),
+        (with_head(build(LLAMA), 50), "unknown out_head.weight; unknown out_head.bias"),
+        (apply_lora(build()), "unknown blocks.0.attention.W_query.A.*merge_lora"),
+        (nn.Linear(2, 2), "Linear"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_saved(model, message, tmp_path):
+    save_model(build(), tmp_path / "m", TOKENIZER)
+    with pytest.raises(ValueError, match=message):
+        save_model(model, tmp_path / "m", TOKENIZER)
+    load_model(tmp_path / "m")  # the good one is still there
 
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path, monkeypatch):

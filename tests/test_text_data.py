@@ -91,6 +91,12 @@ def test_gpt2_is_what_tiktoken_itself_builds(monkeypatch):
 # --- windows --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", ["", "a text", STORY])
+def test_a_text_must_be_encoded_first(text):
+    with pytest.raises(TypeError, match="token_ids must be a collection, not the text"):
+        GPTDataset(text, context_length=4)
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 14))
 def test_windows_equal_slicing(n_tokens, context_length, stride):
@@ -169,9 +175,24 @@ def test_loader_options():
         ({"batch_size": 0}, "batch_size"),
         ({"context_length": 101}, "101 tokens.*= 102"),
         ({"batch_size": 21}, "20 windows do not fill a batch of 21"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"batch_size": 2.0}, "batch_size"),
+        ({"stride": 0}, "stride .* least 1, got 0"),
+        ({"stride": -3}, "stride .* least 1, got -3"),
+        ({"stride": 2.5}, "stride .* whole .* got 2.5"),
+        ({"context_length": 0}, "context_length .* got 0"),
+        ({"context_length": -5}, "context_length .* got -5"),
+        ({"context_length": 4.0}, "context_length .* got 4.0"),
+        ({"token_ids": []}, "the text has 0 tokens"),
+        ({"token_ids": torch.zeros(0, dtype=torch.int64)}, "the text has 0 tokens"),
+        ({"token_ids": torch.arange(101.0)}, "whole numbers, got .*float32"),
+        ({"token_ids": [0.5] * 9}, "whole numbers, got .*float32"),
+        ({"token_ids": np.linspace(0, 1, 50)}, "whole numbers, got .*float64"),
+        ({"token_ids": torch.arange(101).expand(9, -1)}, r"got \(9, 101\)"),
     ],
 )
 def test_bad_loader_input_is_named(arguments, message):
+    arguments = {"drop_last": "batch_size" in arguments} | arguments
     good = {"token_ids": torch.arange(101), "batch_size": 4, "context_length": 5}
     with pytest.raises(ValueError, match=message):
         create_dataloader(**(good | arguments))

@@ -544,3 +544,35 @@ def test_ids_must_be_a_row_of_numbers():
     vocab = dict(enumerate(BYTES)) | {257: b"<|x|>"}
     with pytest.raises(ValueError, match="not 0 ... 256"):
         BPETokenizer(vocab, [], {"<|x|>": 257})
+
+
+# --- what is no collection, and no whole number ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: BPETokenizer.train(STORY, 1000, END_OF_TEXT),
+        lambda: BPETokenizer.train(STORY, 1000, ""),
+        lambda: count_pre_tokens(STORY, END_OF_TEXT),
+        lambda: TOKENIZER.encode("yes", allowed_special=END_OF_TEXT),
+        lambda: TOKENIZER.encode("yes", disallowed_special=END_OF_TEXT),
+        lambda: TOKENIZER.encode("yes", allowed_special="ALL"),
+        lambda: list(TOKENIZER.encode_iterable(["yes"], allowed_special="none")),
+        lambda: BPETokenizer(TOKENIZER.vocab, TOKENIZER.merges, END_OF_TEXT),
+        lambda: BPETokenizer(TOKENIZER.vocab, "ab", {}),
+        lambda: TOKENIZER.decode("12"),
+        lambda: TOKENIZER.decode(b"12"),
+    ],
+)
+def test_a_text_is_no_collection(use):
+    with pytest.raises(TypeError, match="must be a collection, not the text"):
+        use()
+
+
+@pytest.mark.parametrize("number", [-1, -300, 2.5, 300.0, float("inf"), "300"])
+def test_a_number_of_merges_or_ids_is_whole(number):
+    with pytest.raises(ValueError, match="n_merges must be a whole number"):
+        train_bpe({b"the": 3}, number)
+    with pytest.raises(ValueError, match="vocab_size must be"):
+        BPETokenizer.train("the cat", number)

@@ -1,12 +1,14 @@
 """What helps the lessons and is not one; written by hand.
 
-Here: where the course lies, and how its files are read and written. Nothing in it needs
-PyTorch, so that programs without it start at once.
+Here: where the course lies, how its files are read and written, and guards of one line.
+Nothing in it needs PyTorch, so that programs without it start at once.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -57,4 +59,37 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(existing(path).read_bytes().decode("utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged, or no JSON file: {error}") from error
+        several = (
+            "; JSON lines? make them one list" if "Extra data" in str(error) else ""
+        )
+        message = f"{path} is damaged, or no JSON file: {error}{several}"
+        raise ValueError(message) from error
+
+
+def require_whole(least: int = 1, **numbers: Any) -> None:
+    """Raise ValueError unless these are whole numbers, and at least `least`.
+
+    >>> require_whole(batch_size=2.5)
+    Traceback (most recent call last):
+    ValueError: batch_size must be a whole number of at least 1, got 2.5
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, Integral) or value < least:
+            rule = f"{name} must be a whole number of at least {least}"
+            raise ValueError(f"{rule}, got {value!r}")
+
+
+def refuse_text(*known: str, **collections: Any) -> None:
+    """Raise TypeError for a text, other than the known ones, instead of a collection.
+
+    Python would go through it letter by letter, without a word.
+    """
+    for name, value in collections.items():
+        if isinstance(value, str | bytes) and value not in known:
+            raise TypeError(f"{name} must be a collection, not the text {value!r:.60}")
+
+
+def misfits(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return the names of tensors that are missing, unknown or of another shape."""
+    shapes = [{(n, tuple(t.shape)) for n, t in d.items()} for d in (expected, found)]
+    return sorted({name for name, _ in shapes[0] ^ shapes[1]})

@@ -1,0 +1,79 @@
+"""Care for models: their modes, their numbers, and the part that was trained."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from shared.support import misfits
+from shared.support.files import write_folder
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within a `with` block, put a model in evaluation mode: nothing is dropped out.
+
+    Afterwards, also after an error, each of its parts has the mode that it had.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def precise(logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits in float32 (float64 stays): sums of bfloat16 lose their end."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module, complaint: str) -> Iterator[None]:
+    """Turn any error in a `with` block into a ValueError that begins with `complaint`.
+
+    The model then has the parts that it had, and can be trained where it could.
+    """
+    parts = [(module, dict(module.named_children())) for module in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    except Exception as error:
+        for module, children in parts:
+            for name, child in children.items():
+                module.register_module(name, child)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        raise ValueError(f"{complaint}: {error}") from error
+
+
+def check_kept(fresh: nn.Module, model: nn.Module, kept: Mapping[str, Any]) -> None:
+    """Raise ValueError for weights that are not in `kept`, nor in a fresh model.
+
+    That is: of another name or shape, or trained.
+    """
+    ours = dict(model.named_parameters())
+    lost = misfits(dict(fresh.named_parameters()), ours)
+    lost += [name for name, p in ours.items() if p.requires_grad and name not in kept]
+    if lost:
+        advice = "save_adapter keeps adapters, merge_lora takes them off"
+        raise ValueError(f"{lost[0]} would not come back: {advice}")
+
+
+def save_weights(
+    weights: Mapping[str, torch.Tensor], folder: str | Path, settings: dict[str, Any]
+) -> None:
+    """Write tensors by name, and settings, for files.read_trained to read."""
+    kept = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+
+    def write(new: Path) -> None:
+        save_file(kept, new / "trained.safetensors")
+        (new / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+
+    write_folder(folder, write)
