@@ -306,7 +306,11 @@ def test_smollm2s_tokenizer_is_saved_with_a_model(tokenizer, tmp_path, monkeypat
 
 @pytest.fixture(scope="module")
 def loading() -> list[int]:
-    """How often SmolLM2's file is opened for one load, and the peak memory (kB)."""
+    """How often SmolLM2's file is opened for one load, and the memory (kB).
+
+    That is the peak, and what the imports alone took: with PyTorch's GPU build, 0.2 GB
+    more than with the CPU build.
+    """
     fetch_smollm2()
     program = """
 import sys
@@ -323,11 +327,16 @@ def on_event(event, details):
 sys.addaudithook(on_event)
 from shared.pretrained_weights import load_pretrained
 
+
+def peak():
+    account = Path("/proc/self/status")  # VmHWM, as ru_maxrss starts with the parent's
+    lines = account.read_text().splitlines() if account.exists() else []
+    return [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+
+
+imports = peak()
 load_pretrained()
-account = Path("/proc/self/status")  # VmHWM, as ru_maxrss starts with the parent's
-lines = account.read_text().splitlines() if account.exists() else []
-peak = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-print(len(opened), *peak)
+print(len(opened), *peak(), *imports)
 """
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -341,7 +350,8 @@ def test_the_file_is_hashed_once_and_read_once(loading):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux's account")
 def test_loading_needs_little_memory(loading):
-    assert loading[1] * 1024 < 1.5e9
+    _, peak, imports = loading
+    assert (peak - imports) * 1024 < 1.2e9
 
 
 # --- conversations --------------------------------------------------------------------
