@@ -429,7 +429,6 @@ sys.addaudithook(on_event)
 from shared.pretrained_weights import load_pretrained
 
 
-
 def peak():
     account = Path("/proc/self/status")  # VmHWM, as ru_maxrss starts with the parent's
     lines = account.read_text().splitlines() if account.exists() else []
