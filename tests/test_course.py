@@ -1,5 +1,6 @@
 """What every notebook needs: seeds, a device, one look, a check of the machine."""
 
+import math
 import random
 
 import matplotlib as mpl
@@ -15,6 +16,7 @@ from shared.support.course import (
     check_environment,
     get_device,
     set_seed,
+    show,
     use_course_style,
 )
 
@@ -99,3 +101,35 @@ def test_a_notebook_shows_figures_whatever_mplbackend_says(monkeypatch):
     for cell in notebook.cells:
         shown = [o for o in cell.outputs if "image/png" in o.get("data", {})]
         assert len(shown) == 1, cell
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "printed"),
+    [
+        ([[1.0, -0.001], [2.25, -10]], {}, "[[  1.00   0.00]\n [  2.25 -10.00]]"),
+        ([1.0, -math.inf], {"columns": ["a", "it"]}, "   a   it\n1.00 -inf"),
+        ([0.5, 2], {"rows": ["a", "it"]}, "a  0.50\nit 2.00"),
+        (
+            [[True, False]],
+            {"rows": ["Ivy"], "columns": ["x", "y"]},
+            "     x  y\nIvy  1  0",
+        ),
+        (3.14159, {}, "3.14"),
+    ],
+)
+def test_show_prints_rounded_numbers(values, names, printed, capsys):
+    show(torch.tensor(values), **names)
+    assert capsys.readouterr().out == printed + "\n"
+
+
+@pytest.mark.parametrize("value", [0.125, 0.12515, -0.12485, 7.005])
+def test_show_refuses_what_could_be_rounded_otherwise(value):
+    with pytest.raises(ValueError, match=r"entry \[1, 0\] is -?[07]\.\d+, which"):
+        show([[1.0, 2], [value, 3]])
+    show([[1.0, 2], [value, 3]], 1)
+
+
+@pytest.mark.parametrize("value", [0.1253, 0.1247, -0.1253])
+def test_show_takes_what_every_cpu_rounds_alike(value, capsys):
+    show([value])
+    assert capsys.readouterr().out == f"[{value:.2f}]\n"

@@ -6,11 +6,13 @@ import platform
 import random
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import psutil
 import torch
 from cycler import cycler
@@ -57,12 +59,61 @@ def use_course_style() -> None:
     if hasattr(shell, "kernel") and backend in writers:
         shell.run_line_magic("matplotlib", "inline")
     mpl.rcParams.update({
-        "figure.figsize": (7.6, 3.6), "figure.dpi": 100, "figure.facecolor": "white",
+        "figure.figsize": (7.6, 3.6), "figure.dpi": 144, "figure.facecolor": "white",
         "axes.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e5e5e5",
-        "axes.titlesize": 12, "axes.prop_cycle": cycler(color=list(COLORS.values())),
-        "font.family": "sans-serif", "font.size": 11, "image.cmap": "cividis",
+        "axes.titlesize": 11, "axes.prop_cycle": cycler(color=list(COLORS.values())),
+        "font.family": "sans-serif", "font.size": 9.5, "image.cmap": "cividis",
     })  # fmt: skip
+
+
+def show(
+    values: Any,
+    decimals: int = 2,
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Print numbers rounded, in the same way on every CPU, perhaps with names.
+
+    A tensor (or what torch.as_tensor takes) of any shape; one or two dimensions where
+    `rows` or `columns` name the entries. Truth values are printed as 1 and 0. Raises
+    ValueError for an entry so near the middle between two roundings (2 % of the last
+    digit) that another CPU could round it otherwise: choose other decimals or numbers.
+
+    >>> show(torch.tensor([0.25, 2 / 3]), 1, columns=["Ivy", "clock"])
+    Traceback (most recent call last):
+    ValueError: entry [0] is 0.25, which rounds up or down with 1 decimals
+    >>> show(torch.tensor([0.25, 2 / 3]), columns=["Ivy", "clock"])
+     Ivy  clock
+    0.25   0.67
+    """
+    tensor = torch.as_tensor(values).detach().cpu()
+    tensor = tensor.double() if tensor.is_floating_point() else tensor.long()
+    form = "{}".format
+    if tensor.is_floating_point():
+        scaled = tensor * 10**decimals
+        close = (scaled - scaled.floor() - 0.5).abs() < 0.02
+        for index in close.nonzero().tolist():
+            value = tensor[tuple(index)].item()
+            rule = f"which rounds up or down with {decimals} decimals"
+            raise ValueError(f"entry {index} is {value:.{decimals + 4}g}, {rule}")
+        tensor = scaled.round() / 10**decimals + 0.0  # + 0.0 makes -0.0 to 0.0
+        form = f"{{:.{decimals}f}}".format
+    if rows is None and columns is None:
+        width = max(
+            (len(form(value)) for value in tensor.flatten().tolist()), default=0
+        )
+        aligned: Any = {"all": lambda value: f"{form(value):>{width}}"}
+        print(np.array2string(tensor.numpy(), 88, formatter=aligned, threshold=10**4))
+        return
+    table = pd.DataFrame(tensor.view(-1, tensor.shape[-1]).numpy())
+    if tensor.dim() == 1 and columns is None:
+        table = table.T
+    table.index = list(rows or [""] * len(table))
+    table.columns = list(columns or [""] * table.shape[1])
+    sides = {"index": rows is not None, "header": columns is not None}
+    print(table.to_string(float_format=form, **sides))
 
 
 def check_environment(requirements: Path | None = None) -> list[str]:
