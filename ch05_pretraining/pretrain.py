@@ -35,6 +35,14 @@ from threading import Event
 from typing import Any, get_args, get_origin
 
 import torch
+from checkpoints import (
+    add_checkpoint,
+    checkpoints,
+    load_newest,
+    locked,
+    set_aside,
+    tidy_checkpoints,
+)
 from corpus import Corpus, hashes, open_data, prepare_data
 from processes import (
     SharedTrainer,
@@ -50,7 +58,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from shared.gpt_model import GPT_CONFIGS, GPTConfig, GPTModel, count_parameters
 from shared.pretraining import TrainConfig, Trainer, evaluate, save_model, train
-from shared.support import files, name_file, read_json, write_whole
+from shared.support import name_file, read_json, write_whole
 from shared.text_data import GPTDataset
 from shared.tokenizer import BPETokenizer
 
@@ -178,7 +186,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Settings, Path]:
             parser.error(f"a resumed run keeps its settings; leave out {words(fixed)}")
     elif resume and not given.keys() & {"text", "tales"}:
         parser.error(f"nothing to resume: {out / 'settings.json'} does not exist")
-    elif not resume and files.checkpoints(out / "checkpoints"):
+    elif not resume and checkpoints(out / "checkpoints"):
         parser.error(f"{out} holds a run already: add --resume, or choose another")
     settings = Settings(**(stored | given))
     if problem := what_is_wrong(settings):
@@ -262,7 +270,7 @@ def make_config(settings: Settings) -> GPTConfig:
 
 def begin(settings: Settings, vocab_size: int, out: Path) -> None:
     """Tidy up after a killed run, keep the settings, and tokenise the text."""
-    files.tidy_checkpoints(out / "checkpoints")
+    tidy_checkpoints(out / "checkpoints")
     settings.sha256 = settings.sha256 or hashes(settings.text or [])
     write_whole(out / "settings.json", json.dumps(asdict(settings), indent=1))
     text, n_tales = settings.text or [], settings.tales or 0
@@ -306,7 +314,7 @@ def after_step(
     if step % settings.log_every == 0 or "val_loss" in record:
         add_to_log(out / "log.jsonl", record)
     if step % settings.checkpoint_every == 0:
-        files.add_checkpoint(trainer, out / "checkpoints", settings.keep)
+        add_checkpoint(trainer, out / "checkpoints", settings.keep)
 
 
 def run(settings: Settings, out: Path, device: torch.device) -> None:
@@ -321,10 +329,10 @@ def run(settings: Settings, out: Path, device: torch.device) -> None:
     config = replace(config, vocab_size=tokenizer.n_vocab)  # a short text has fewer
     windows, held_out = open_data(out / "data", config.context_length)
     trainer = make_trainer(settings, config, device)
-    useless = files.load_newest(trainer, out / "checkpoints")
+    useless = load_newest(trainer, out / "checkpoints")
     if chief:
         for checkpoint in useless:
-            files.set_aside(checkpoint)
+            set_aside(checkpoint)
         cut_log(out / "log.jsonl", trainer.step)
         print(f"{count_parameters(trainer.model):,} parameters, ", end="")
         print(f"a vocabulary of {config.vocab_size:,}, ", end="")
@@ -338,7 +346,7 @@ def run(settings: Settings, out: Path, device: torch.device) -> None:
         if any_process(stop.is_set(), device):
             break
     if chief:
-        files.add_checkpoint(trainer, out / "checkpoints", settings.keep)
+        add_checkpoint(trainer, out / "checkpoints", settings.keep)
         save_model(trainer.model, out / "model", tokenizer)
         print(f"step {trainer.step} of {settings.max_steps} is done; ", end="")
         print(f"the model is in {out / 'model'}")
@@ -351,7 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings, out = arguments(argv)
         device = start_processes()
-        with files.locked(out) if process() == 0 else nullcontext():
+        with locked(out) if process() == 0 else nullcontext():
             run(settings, out, device)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,8 +21,8 @@ from shared.pretrained_weights import load_pretrained
 from shared.pretraining import TrainConfig, Trainer, train
 from shared.support import COURSE, misfits, refuse_text
 from shared.support.fetch import fetch
-from shared.support.files import read_trained
-from shared.support.modules import check_kept, evaluating, precise, save_weights
+from shared.support.files import read_trained, save_trained
+from shared.support.modules import check_kept, evaluating, precise
 from shared.text_data import Tokenizer, load_text
 
 __all__ = [
@@ -299,7 +299,7 @@ def save_classifier(classifier: Classifier, name: str, folder: str | Path) -> No
         fresh = Classifier(kind(model.config), classifier.labels, n_trained)
     check_kept(fresh, classifier, kept)
     settings = {"name": name, "labels": classifier.labels, "n_trained": n_trained}
-    save_weights(kept, folder, settings)
+    save_trained(kept, folder, settings)
 
 
 def load_classifier(folder: str | Path) -> tuple[Classifier, Tokenizer]:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from shared.support import misfits, refuse_text, require_whole
-from shared.support.files import read_trained
-from shared.support.modules import all_or_nothing, save_weights
+from shared.support.files import read_trained, save_trained
+from shared.support.modules import all_or_nothing
 
 __all__ = [
     "LoRALayer", "TARGETS", "lora_layers", "put_adapters", "apply_lora",
@@ -112,7 +112,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     rank, targets = len(first.A), {name.rpartition(".")[2] for name in layers}
     settings = {"rank": rank, "alpha": first.scale * rank, "targets": sorted(targets)}
     kept = {n: p for n, p in ours.items() if p.requires_grad or n in adapters}
-    save_weights(kept, folder, settings)
+    save_trained(kept, folder, settings)
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:

@@ -28,6 +28,7 @@ from shared.tokenizer import BPETokenizer
 sys.path.append(str(SCRIPT.parent))
 import corpus
 import pretrain as program
+from checkpoints import locked
 
 pytestmark = pytest.mark.slow  # most tests start the program, several times
 
@@ -301,7 +302,7 @@ def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path):
 def test_two_programs_in_one_folder(run, story, tmp_path):
     out = tmp_path / "run"
     start = ["--text", story, *TINY, "--out", out]
-    with files.locked(out):
+    with locked(out):
         second = run(*start)
     assert second.status == 1 and "another program works in" in second.err
     assert os.listdir(out) == [".lock"]

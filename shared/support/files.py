@@ -5,16 +5,12 @@ training, and models in the form of Hugging Face's transformers. No pickle is ev
 written or read: tensors are safetensors, all else is JSON.
 """
 
-import errno
 import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from itertools import count
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
@@ -94,35 +90,6 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
         tidy(folder)
 
 
-def lock(file: Any) -> None:
-    """Lock an open file, or raise OSError; the system unlocks it when it is closed."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a folder, made if need be, for this program; ValueError if another has it.
-
-    However a program ends, also when it is killed, it lets go of its folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
-        try:
-            lock(file)
-        except OSError as error:  # of another kind where a file system has no locks
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                rule = "wait until it has ended, or choose another folder"
-                raise ValueError(f"another program works in {folder}: {rule}") from None
-        yield
-
-
 # --- a model's weights ---------------------------------------------------------------
 
 
@@ -151,13 +118,14 @@ def set_weights(model: nn.Module, weights: Tensors, *, assign: bool = False) -> 
         tie()  # a matrix that is used twice was handed in once
 
 
-def save_trained(model: nn.Module, folder: str | Path, settings: dict) -> None:
-    """Write the weights of a model that are trained, and settings, to a folder."""
-    weights = model.named_parameters()
-    trained = {name: p.detach().contiguous() for name, p in weights if p.requires_grad}
+def save_trained(
+    weights: Mapping[str, torch.Tensor], folder: str | Path, settings: dict[str, Any]
+) -> None:
+    """Write tensors by name, and settings, to a folder, for read_trained to read."""
+    kept = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
 
     def write(new: Path) -> None:
-        save_file(trained, new / "trained.safetensors")
+        save_file(kept, new / "trained.safetensors")
         (new / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
 
     write_folder(folder, write)
@@ -252,70 +220,6 @@ def load_checkpoint(trainer: "Trainer", folder: str | Path) -> None:
     for optimizer, state in zip(trainer.optimizers, states, strict=True):
         optimizer.load_state_dict(state)
     trainer.step, trainer.tokens = step, tokens
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, by their steps.
-
-    Those are the folders named step- and a number with a record of the same step, or
-    with a record that is damaged. What else lies there, a copy say, does not count.
-    """
-    found = []
-    for path in folder.glob("step-*"):
-        number = re.fullmatch(r"step-([0-9]+)", path.name)
-        if number and (path / "checkpoint.json").is_file():
-            step = int(number[1])
-            try:
-                recorded = read_json(path / "checkpoint.json")["step"]
-            except (ValueError, LookupError, TypeError):
-                recorded = step
-            if recorded == step:
-                found.append((step, path))
-    return [path for _, path in sorted(found)]
-
-
-def add_checkpoint(trainer: "Trainer", folder: Path, keep: int) -> None:
-    """Save a checkpoint of this step, if there is none, and delete all but `keep`."""
-    new = folder / f"step-{trainer.step:08d}"
-    if new not in checkpoints(folder):
-        if new.exists():
-            set_aside(new)  # it is something else
-        save_checkpoint(trainer, new)
-    for old in checkpoints(folder)[:-keep]:
-        with suppress(OSError):  # what is in use elsewhere is deleted the next time
-            leftover = old.rename(old.with_name(f".{old.name}.new"))
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def tidy_checkpoints(folder: Path) -> None:
-    """Undo what a killed program has left among the checkpoints in a folder."""
-    for path in list(folder.glob(".step-*")):
-        if name := re.fullmatch(r"\.(step-[0-9]+)\.(new|old)", path.name):
-            tidy(folder / name[1])
-
-
-def load_newest(trainer: "Trainer", folder: Path) -> list[Path]:
-    """Load the newest checkpoint that is whole, if there is one at all.
-
-    Returns the newer ones, which cannot be used; ValueError if none can.
-    """
-    useless: list[Path] = []
-    for path in reversed(checkpoints(folder)):
-        try:
-            load_checkpoint(trainer, path)
-            return useless
-        except (ValueError, FileNotFoundError) as error:
-            print(f"warning: {error}", file=sys.stderr)
-            useless.append(path)
-    if useless:
-        raise ValueError(f"{folder} has no checkpoint that can be used; see above")
-    return []
-
-
-def set_aside(path: Path) -> None:
-    """Give a checkpoint that cannot be used a name under which it does not count."""
-    names = (path.with_name(f"unusable-{n}-{path.name}") for n in count(1))
-    path.rename(next(new for new in names if not new.exists()))
 
 
 # --- transformers --------------------------------------------------------------------

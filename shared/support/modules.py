@@ -1,17 +1,13 @@
-"""Care for models: their modes, their numbers, and the part that was trained."""
+"""Care for models: their modes, their numbers, their parts."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from shared.support import misfits
-from shared.support.files import write_folder
 
 
 @contextmanager
@@ -64,16 +60,3 @@ def check_kept(fresh: nn.Module, model: nn.Module, kept: Mapping[str, Any]) -> N
     if lost:
         advice = "save_adapter keeps adapters, merge_lora takes them off"
         raise ValueError(f"{lost[0]} would not come back: {advice}")
-
-
-def save_weights(
-    weights: Mapping[str, torch.Tensor], folder: str | Path, settings: dict[str, Any]
-) -> None:
-    """Write tensors by name, and settings, for files.read_trained to read."""
-    kept = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
-
-    def write(new: Path) -> None:
-        save_file(kept, new / "trained.safetensors")
-        (new / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-
-    write_folder(folder, write)
