@@ -234,8 +234,9 @@ def require_plain(model: nn.Module) -> None:
     from shared.llama_model import LlamaModel
     from shared.lora import lora_layers
 
-    if not isinstance(model, GPTModel | LlamaModel):
-        raise TypeError(f"GPTModel or LlamaModel wanted, not {type(model).__name__}")
+    if type(model) not in (GPTModel, LlamaModel):
+        kinds = f"GPTModel or LlamaModel wanted, not {type(model).__name__}"
+        raise TypeError(f"{kinds}; save_classifier keeps a classifier")
     if adapted := lora_layers(model):
         layer = next(iter(adapted))
         raise ValueError(f"{layer} has a LoRA adapter: call merge_lora(model) first")
