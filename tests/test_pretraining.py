@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,8 +41,11 @@ from shared.pretraining import (
     stream,
     train,
 )
-from shared.support.files import load_checkpoint, save_checkpoint
+from shared.support import COURSE
 from shared.support.modules import evaluating
+
+sys.path.append(str(COURSE / "ch05_pretraining"))
+from checkpoints import load_checkpoint, save_checkpoint
 
 WITH_DROPOUT = replace(GPT, dropout=0.1)
 each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
