@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import house
+import matplotlib as mpl
 import pytest
 from code_lines import lines_of_code
 
@@ -81,6 +82,7 @@ def test_importing_prints_and_downloads_nothing(tmp_path):
             "PATH": "",
             "HOME": str(tmp_path),
             "LLM_COURSE_CACHE": str(tmp_path / "cache"),
+            "MPLCONFIGDIR": mpl.get_cachedir(),  # of fonts; making it may take long
         },
         cwd=COURSE,
     )
