@@ -1,5 +1,6 @@
-"""A complete GPT-2, built part by part, whose 124 million parameters you can count by
-hand, and which writes its first (nonsense) text.
+"""A complete GPT-2, built part by part, on one page of code. You can count its 124
+million parameters by hand, and you watch one sentence travel through it, from the first
+token to the guess of the next.
 
 Generated from ch04_gpt_model/ch04_gpt_model.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -17,12 +18,12 @@ from shared.cache import KVCache
 
 __all__ = [
     "LayerNorm", "GELU", "FeedForward", "DecoderConfig", "GPTConfig",
-    "TransformerBlock", "Decoder", "GPTModel", "initialise", "count_parameters",
+    "TransformerBlock", "initialise", "Decoder", "GPTModel", "count_parameters",
     "GPT_CONFIGS",
 ]  # fmt: skip
 
 
-# Section 4.2: How do the numbers stay in range?
+# Section 4.2: Layer normalisation: how do the numbers stay in range?
 class LayerNorm(nn.Module):
     """Layer normalisation (Ba et al., 2016) of the last axis: (..., D) -> (..., D).
 
@@ -38,7 +39,7 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
 
 
-# Section 4.3: Where does a token think?
+# Section 4.3: The MLP: where is something new worked out?
 class GELU(nn.Module):
     """Gaussian error linear unit (Hendrycks and Gimpel, 2016), GPT-2's tanh form."""
 
@@ -59,7 +60,7 @@ class FeedForward(nn.Module):
         return self.project(self.gelu(self.expand(x)))
 
 
-# Section 4.5: What is a transformer block?
+# Section 4.5: The transformer block: how do the parts go together?
 @dataclass(frozen=True)
 class DecoderConfig:
     """What the configurations of all models have, and what follows from it.
@@ -141,7 +142,18 @@ class TransformerBlock(nn.Module):
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
-# Section 4.6: What does the whole model cost?
+# Section 4.6: The GPT
+def initialise(model: "Decoder") -> None:  # Decoder: any of our models, see below
+    """Draw weights: 0.02 as GPT-1's paper, less into the stream as GPT-2's."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            into_stream = name.endswith(("out_proj", "project"))
+            scale = 1 / math.sqrt(2 * model.config.n_layers) if into_stream else 1.0
+            nn.init.normal_(module.weight, std=0.02 * scale)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def positions_and_mask(
     token_ids: torch.Tensor, cache: KVCache | None, context_length: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -258,17 +270,7 @@ class GPTModel(Decoder):
         return self.dropout(self.tok_emb(token_ids) + self.pos_emb(positions))
 
 
-def initialise(model: Decoder) -> None:
-    """Draw weights: 0.02 after GPT-2's code, less into the stream after its paper."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            into_stream = name.endswith(("out_proj", "project"))
-            scale = 1 / math.sqrt(2 * model.config.n_layers) if into_stream else 1.0
-            nn.init.normal_(module.weight, std=0.02 * scale)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
+# Section 4.7: Parameters, memory, operations: what does the model cost?
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:
     """Return how many numbers the model has, shared ones once; or only trained ones."""
     counted = (p for p in model.parameters() if p.requires_grad or not trainable)

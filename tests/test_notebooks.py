@@ -158,12 +158,7 @@ def test_notebook_opens_and_ends_as_all_do(path):
     for part in "**Know before you start:**", "**Time:**", "**Exports:**":
         assert part in opening
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    endings = [
-        "## Summary",
-        "## What this chapter exports",
-        "## Try it yourself",
-        "## Go further",
-    ]
+    endings = ["## Summary", "## What this chapter exports", "## Go further"]
     positions = [prose.index(heading) for heading in endings]
     assert positions == sorted(positions)
     sections = re.split(r"^## \d+\.\d+ ", prose, flags=re.MULTILINE)[1:]
