@@ -192,9 +192,7 @@ def test_what_does_not_fit_is_refused_with_the_rule_and_the_numbers():
 def all_four():
     gpt2 = BPETokenizer.from_gpt2_files()
     return [
-        explore_tokens(
-            NASTY, {"GPT-2": BPETokenizer.from_gpt2_files(), "ours": TOKENIZER}
-        ),
+        explore_tokens(NASTY, {"GPT-2": gpt2, "ours": TOKENIZER}),
         explore_merges("clock", MERGES),
         explore_attention(HEADS, WORDS),
         explore_model(shaken(build()), [3, 1, 4], TOKENIZER),
