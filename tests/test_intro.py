@@ -1,13 +1,15 @@
 """Chapter 1: the counted model against counting by hand."""
 
 import math
+import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.intro import BigramModel
+from shared.intro import BigramModel, spin
+from shared.support import COURSE
 
 
 def test_counts_and_cross_entropy_by_hand():
@@ -85,5 +87,95 @@ def test_bad_input_is_named():
     for alpha in -1, math.nan:
         with pytest.raises(ValueError, match=f"alpha must be at least 0, got {alpha}"):
             BigramModel().fit([0, 1], vocab_size=5, alpha=alpha)
-    with pytest.raises(ValueError, match="nothing ever followed id 1"):
+    with pytest.raises(ValueError, match="nothing ever followed this id"):
         BigramModel().fit([0, 1], vocab_size=2, alpha=0).sample(0, 5)
+
+
+# --- the figures carry the numbers of the cells beside them ---------------------------
+
+TEXT = "then the hen ate"
+LETTERS = sorted(set(TEXT))
+IDS = torch.tensor([LETTERS.index(letter) for letter in TEXT])
+COUNTS = BigramModel().fit(IDS, 6, alpha=0).counts  # (6, 6)
+P = BigramModel().fit(IDS, 6, alpha=0).probabilities()
+
+
+def figure(name: str) -> list[str]:
+    """Return the texts in a figure of the chapter, in the order of the file."""
+    svg = (COURSE / "ch01_intro" / "figures" / f"{name}.svg").read_text("utf-8")
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def numbers(name: str) -> list[float]:
+    """Return the texts in a figure that are numbers."""
+    found = [text.replace("−", "-") for text in figure(name)]
+    return [float(text) for text in found if re.fullmatch(r"-?[\d.]+", text)]
+
+
+def rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 2) + 0.0 for value in values.flatten().tolist()]
+
+
+def test_figures_of_shapes_hold_the_counts():
+    flat = COUNTS.flatten().tolist()
+    edges = [0, 6, 12, 18, 24, 30]
+    assert sorted(numbers("view")) == sorted([*flat, *edges, 16, *flat])
+    assert numbers("view")[-36:] == flat and flat[16] == COUNTS[2, 4] == 2
+    t, h, e, n = (LETTERS.index(letter) for letter in "then")
+    looked_up = [COUNTS[e], COUNTS[e, n], COUNTS[[t, h]], COUNTS[[t, h, e], [h, e, n]]]
+    expected = [v for part in looked_up for v in (*flat, *part.flatten().tolist())]
+    assert numbers("index") == expected
+    totals = COUNTS.sum(dim=1).tolist()
+    right = [total for total in totals for _ in range(3)]
+    wrong = [total for total in totals for _ in range(3)]
+    assert numbers("keepdim") == [*flat, *right, *flat, *wrong]
+    assert "row e:  1 / 3 and 2 / 3  =  0.33 and 0.67" in figure("keepdim")
+    picked = COUNTS[torch.tensor([1, 2])[:, None], torch.tensor([3, 4, 5])]
+    assert numbers("none")[-6:] == picked.flatten().tolist()
+    assert numbers("none")[-42:-6] == flat
+
+
+def test_figure_of_the_wheel_spins_the_same_numbers():
+    generator, again = (torch.Generator().manual_seed(429) for _ in range(2))
+    written, expected = "t", []
+    for _ in range(7):
+        row = P[LETTERS.index(written[-1])]
+        number = torch.rand(1, generator=again, dtype=torch.float64).item()
+        written += LETTERS[spin(row, generator)]
+        expected.append((f"{number:.2f}", written.replace(" ", "␣")))
+    seen = figure("wheel")
+    assert [text for text in seen if re.fullmatch(r"0\.\d\d", text)] == [
+        number for number, _ in expected
+    ]
+    for _, so_far in expected:
+        assert so_far in seen
+
+
+def test_figure_of_gradient_descent_shows_its_steps():
+    row = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([row], lr=1.0)
+    seen, gradients = {}, []
+    for step in range(101):
+        seen[step] = rounded(row.softmax(dim=0).detach())
+        loss = -row.softmax(dim=0)[[0, 4, 4]].log().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        gradients.append(rounded(row.grad))
+        optimizer.step()
+    expected = [0.0, 0.33, 0.67, *gradients[0]]
+    for step in 0, 1, 3, 10, 30, 100:
+        expected += [step, *seen[step]]
+    assert numbers("descent") == [*expected, *rounded(P[2])]
+
+
+def test_figure_of_the_neural_ngram_is_worked_out():
+    points = torch.tensor([[0.0, 1], [1, 0], [1, 0], [-1, 0], [-1, 0], [-1, 0]])
+    six = points[[5, 3, 2]].view(6)
+    hidden = torch.tensor([1.0, -1.0, 2.0])  # e is a vowel, no consonant; t and h are
+    W2 = torch.tensor([[1, 0, 0, 0, 2, 1], [1, 2, 2, 0, 0, 0], [1, 0, 0, 0, 0.5, 0]])
+    scores = hidden.relu() @ W2
+    by_letter = [v for x in six.view(3, 2).tolist() for v in (*x, *x)]
+    outcome = zip(scores.tolist(), rounded(scores.softmax(dim=0)), strict=True)
+    expected = [*by_letter, 1, 0, 2, *(v for pair in outcome for v in pair)]
+    assert numbers("neural_ngram") == expected
+    assert "ReLU(−1)" in figure("neural_ngram")
