@@ -80,10 +80,9 @@ class PairIndex:
         self.words = [[bytes([byte]) for byte in word] for word in word_counts]
         self.times = list(word_counts.values())
         self.counts: Counter = Counter()
-        self.where = defaultdict(
-            set
-        )  # the numbers of the words a pair stands in, or did
-        self.by_count = defaultdict(set)  # the pairs that occur so often
+        # In which words a pair stands, or stood; and the pairs that occur so often.
+        self.where: defaultdict[Pair, set[int]] = defaultdict(set)
+        self.by_count: defaultdict[int, set[Pair]] = defaultdict(set)
         changes: Counter = Counter()
         for number in range(len(self.words)):
             self._note(number, changes)
@@ -292,6 +291,25 @@ def split_safely(text: str, special_tokens: Collection[str]) -> tuple[str, str]:
 
 
 # Section 2.12: How does it become the tokenizer that programs use?
+@cache
+def gpt2_byte_of_character() -> dict[str, int]:
+    """Return GPT-2's table from characters in its files to the bytes they mean."""
+    printable = [*range(ord("!"), ord("~") + 1)]
+    printable += [*range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def bytes_of(token: str) -> bytes:
+    """Return the bytes that a token in GPT-2's alphabet means; KeyError if it is none.
+
+    >>> bytes_of("\u0120clock")
+    b' clock'
+    """
+    return bytes(gpt2_byte_of_character()[character] for character in token)
+
+
 Tables = tuple[dict[int, bytes], list[Pair], dict[str, int], str]
 
 
@@ -313,25 +331,6 @@ def learn_tables(text: str, vocab_size: int, special_tokens: Iterable[str]) -> T
     special_ids = {token: len(tokens) + n for n, token in enumerate(special_tokens)}
     tokens += [token.encode("utf-8") for token in special_tokens]
     return dict(enumerate(tokens)), merges, special_ids, GPT2_PATTERN
-
-
-@cache
-def gpt2_byte_of_character() -> dict[str, int]:
-    """Return GPT-2's table from characters in its files to the bytes they mean."""
-    printable = [*range(ord("!"), ord("~") + 1)]
-    printable += [*range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-def bytes_of(token: str) -> bytes:
-    """Return the bytes that a token in GPT-2's alphabet means; KeyError if it is none.
-
-    >>> bytes_of("\u0120clock")
-    b' clock'
-    """
-    return bytes(gpt2_byte_of_character()[character] for character in token)
 
 
 def read_gpt2_tables() -> Tables:
