@@ -1,5 +1,5 @@
-"""From a string to the tensor that a transformer starts from: GPT-2's tokens, windows,
-batches, and a vector for every token.
+"""You turn any text into the numbers that a language model starts from, with a
+tokenizer of your own that gives exactly GPT-2's.
 
 Generated from ch02_text_data/ch02_text_data.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -22,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Section 2.1: How should a text be cut into pieces?
+# Section 2.2: How should a text be cut into pieces?
 def load_text(source: str | Path | None = None) -> str:
     """Return the course's story, a public text by name, or the file at a path.
 
@@ -41,12 +41,14 @@ def load_text(source: str | Path | None = None) -> str:
         raise ValueError(f"{path} is not UTF-8 text at byte {error.start}") from None
 
 
+# Section 2.3: How does byte-pair encoding learn its pieces?
 END_OF_TEXT = "<|endoftext|>"
-GPT2_PATTERN = (  # how GPT-2 cuts a text before any merge; section 2.3 takes it apart
+GPT2_PATTERN = (  # how GPT-2 cuts a text before any merge
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
 
 
+# Section 2.4: Is this GPT-2's tokenizer?
 def load_gpt2_encoding() -> tiktoken.Encoding:
     """Return GPT-2's tokenizer (Radford et al., 2019); tiktoken builds it from 2 files.
 
@@ -60,7 +62,6 @@ def load_gpt2_encoding() -> tiktoken.Encoding:
     )
 
 
-# Section 2.4: What does GPT-2's tokenizer make of a text?
 Specials = Literal["all"] | Collection[str]
 
 

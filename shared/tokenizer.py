@@ -1,13 +1,12 @@
-"""A byte-pair encoder of your own that gives exactly GPT-2's token ids: fast to train,
-safe to rely on, saved and loaded.
+"""A byte-pair tokenizer that learns a text in a moment, lets no stranger write special
+tokens, reads files of any size, and gives exactly GPT-2's ids.
 
 Generated from ch02_text_data/ch02_tokenizer.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
 """
 
-import heapq
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -27,7 +26,7 @@ __all__ = [
     "gpt2_byte_of_character", "bytes_of", "BPETokenizer",
 ]  # fmt: skip
 
-# Section 2.7: How does byte-pair encoding learn from a whole text?
+# Section 2.9: How can training be fast?
 Pair = tuple[bytes, bytes]
 PRE_TOKENS = regex.compile(GPT2_PATTERN)
 
@@ -74,61 +73,50 @@ def merge_pair(parts: list, pair: tuple) -> list:
     return merged
 
 
-FLIPPED = bytes(range(255, -1, -1))
-
-
-def descending(token: bytes) -> str:
-    """Return a string that sorts before another token's if `token` sorts after it."""
-    # Flip every byte; the mark at the end, above all of them, lets b"ab" come before
-    # b"a".
-    return token.translate(FLIPPED).decode("latin-1") + "\u0100"
-
-
 class PairIndex:
     """The pairs of neighbours in some words: how often, in which words, the best."""
 
     def __init__(self, word_counts: Mapping[bytes, int]):
         self.words = [[bytes([byte]) for byte in word] for word in word_counts]
-        self.frequency = list(word_counts.values())
+        self.times = list(word_counts.values())
         self.counts: Counter = Counter()
-        self.where: dict[Pair, set[int]] = {}  # in which words a pair stands, or stood
-        for number, parts in enumerate(self.words):
-            for pair in pairwise(parts):
-                self.counts[pair] += self.frequency[number]
-                self.where.setdefault(pair, set()).add(number)
-        self.heap = [self._entry(pair) for pair in self.counts]
-        heapq.heapify(self.heap)
+        # In which words a pair stands, or stood; and the pairs that occur so often.
+        self.where: defaultdict[Pair, set[int]] = defaultdict(set)
+        self.by_count: defaultdict[int, set[Pair]] = defaultdict(set)
+        changes: Counter = Counter()
+        for number in range(len(self.words)):
+            self._note(number, changes)
+        self._apply(changes)
 
-    def _entry(self, pair: Pair) -> tuple:
-        return -self.counts[pair], descending(pair[0]), descending(pair[1]), pair
+    def _note(self, number: int, changes: Counter) -> None:
+        for pair in pairwise(self.words[number]):
+            changes[pair] += self.times[number]
+            self.where[pair].add(number)
 
-    def pop_best(self) -> Pair | None:
+    def _apply(self, changes: Counter) -> None:
+        for pair, change in changes.items():
+            old, new = self.counts[pair], self.counts[pair] + change
+            self.by_count[old].discard(pair)
+            if not self.by_count[old]:
+                del self.by_count[old]
+            if new > 0:
+                self.by_count[new].add(pair)
+            self.counts[pair] = new
+
+    def best(self) -> Pair | None:
         """Return the most frequent pair, in a tie the greatest, or None."""
-        while self.heap:
-            count, _, _, pair = heapq.heappop(self.heap)
-            if -count == self.counts[pair] > 0:
-                return pair
-            if self.counts[pair] > 0:  # a stale entry: put it back with its true count
-                heapq.heappush(self.heap, self._entry(pair))
-        return None
+        return max(self.by_count[max(self.by_count)]) if self.by_count else None
 
     def merge(self, pair: Pair) -> int:
         """Glue `pair` in every word that has it; return how many were looked at."""
-        glued = pair[0] + pair[1]
-        created = set()
+        changes: Counter = Counter()
         numbers = self.where.pop(pair)
         for number in numbers:
-            old, times = self.words[number], self.frequency[number]
-            new = self.words[number] = merge_pair(old, pair)
-            for neighbours in pairwise(old):
-                self.counts[neighbours] -= times
-            for neighbours in pairwise(new):
-                self.counts[neighbours] += times
-                if glued in neighbours:
-                    self.where.setdefault(neighbours, set()).add(number)
-                    created.add(neighbours)
-        for neighbours in created:
-            heapq.heappush(self.heap, self._entry(neighbours))
+            for neighbours in pairwise(self.words[number]):
+                changes[neighbours] -= self.times[number]
+            self.words[number] = merge_pair(self.words[number], pair)
+            self._note(number, changes)
+        self._apply(changes)
         return len(numbers)
 
 
@@ -142,13 +130,13 @@ def train_bpe(word_counts: Mapping[bytes, int], n_merges: int) -> list[Pair]:
     require_whole(0, n_merges=n_merges)
     index = PairIndex(word_counts)
     merges: list[Pair] = []
-    while len(merges) < n_merges and (pair := index.pop_best()) is not None:
+    while len(merges) < n_merges and (pair := index.best()) is not None:
         index.merge(pair)
         merges.append(pair)
     return merges
 
 
-# Section 2.8: How is a new text encoded?
+# Section 2.10: What may a text say, and what not?
 def apply_merges(word: bytes, ranks: Mapping[Pair, int]) -> list[bytes]:
     """Return the tokens of one pre-token: glue neighbours of lowest rank to the end.
 
@@ -279,7 +267,7 @@ class BPECodec:
         return b"".join(self.vocab[i] for i in ids).decode("utf-8", errors="replace")
 
 
-# Section 2.9: The finished tokenizer: can it be relied upon?
+# Section 2.11: What if the text does not fit in memory?
 # GPT2_PATTERN always cuts behind each of these; (?r) searches from the end of the text.
 LAST_CUT = regex.compile(r"(?r)\p{L}(?=\P{L})|\p{N}(?=\P{N})|\S(?=\s)")
 
@@ -300,6 +288,26 @@ def split_safely(text: str, special_tokens: Collection[str]) -> tuple[str, str]:
     found = LAST_CUT.search(pieces[-1][: clear - start])
     cut = start + (found.end() if found else 0)
     return text[:cut], text[cut:]
+
+
+# Section 2.12: How does it become the tokenizer that programs use?
+@cache
+def gpt2_byte_of_character() -> dict[str, int]:
+    """Return GPT-2's table from characters in its files to the bytes they mean."""
+    printable = [*range(ord("!"), ord("~") + 1)]
+    printable += [*range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def bytes_of(token: str) -> bytes:
+    """Return the bytes that a token in GPT-2's alphabet means; KeyError if it is none.
+
+    >>> bytes_of("\u0120clock")
+    b' clock'
+    """
+    return bytes(gpt2_byte_of_character()[character] for character in token)
 
 
 Tables = tuple[dict[int, bytes], list[Pair], dict[str, int], str]
@@ -323,25 +331,6 @@ def learn_tables(text: str, vocab_size: int, special_tokens: Iterable[str]) -> T
     special_ids = {token: len(tokens) + n for n, token in enumerate(special_tokens)}
     tokens += [token.encode("utf-8") for token in special_tokens]
     return dict(enumerate(tokens)), merges, special_ids, GPT2_PATTERN
-
-
-@cache
-def gpt2_byte_of_character() -> dict[str, int]:
-    """Return GPT-2's table from characters in its files to the bytes they mean."""
-    printable = [*range(ord("!"), ord("~") + 1)]
-    printable += [*range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-def bytes_of(token: str) -> bytes:
-    """Return the bytes that a token in GPT-2's alphabet means; KeyError if it is none.
-
-    >>> bytes_of("\u0120clock")
-    b' clock'
-    """
-    return bytes(gpt2_byte_of_character()[character] for character in token)
 
 
 def read_gpt2_tables() -> Tables:

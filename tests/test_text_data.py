@@ -1,5 +1,7 @@
 """Chapter 2: the texts, GPT-2's tokens, our windows against plain slicing."""
 
+import html
+import re
 import tracemalloc
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.support import read_json
+from shared.support import COURSE, read_json
 from shared.support.fetch import fetch_gpt2_vocab
 from shared.text_data import (
     END_OF_TEXT,
@@ -196,3 +198,62 @@ def test_bad_loader_input_is_named(arguments, message):
     good = {"token_ids": torch.arange(101), "batch_size": 4, "context_length": 5}
     with pytest.raises(ValueError, match=message):
         create_dataloader(**(good | arguments))
+
+
+# --- the numbers in the chapter's figures ---------------------------------------------
+
+FIGURES = COURSE / "ch02_text_data" / "figures"
+SENTENCE = "Ivy wound the clock because it had stopped."
+
+
+def texts_of(figure: str) -> list[str]:
+    """Return what is written in a figure, from top to bottom as in its file."""
+    svg = (FIGURES / f"{figure}.svg").read_text(encoding="utf-8")
+    return [html.unescape(text) for text in re.findall(r"<text [^>]*>([^<]*)<", svg)]
+
+
+def pieces(text: str) -> list[str]:
+    return [GPT2.decode([i]).replace(" ", "·") for i in GPT2.encode(text)]
+
+
+def test_the_sliding_windows_are_those_of_the_cell():
+    written = texts_of("sliding_window")
+    ids = GPT2.encode(SENTENCE)
+    expected = [
+        str(x) for pair in zip(pieces(SENTENCE), ids, strict=True) for x in pair
+    ]
+    assert written[1:21] == expected
+    words = [text for text in written[23:] if text in pieces(SENTENCE)]
+    for number, (x, y) in enumerate(GPTDataset(torch.tensor(ids), 4)):
+        shown = [
+            GPT2.decode([i]).replace(" ", "·") for i in torch.stack([x, y], 1).flatten()
+        ]
+        assert words[8 * number : 8 * number + 8] == shown
+
+
+def test_the_road_from_text_to_tensor_has_the_numbers_of_the_cell():
+    text = SENTENCE[:19] + "."
+    ids = GPT2.encode(text)
+    draw = torch.Generator().manual_seed(1)
+    token_table = torch.randint(-9, 10, (GPT2.n_vocab, 4), generator=draw) / 10
+    position_table = torch.randint(-9, 10, (6, 4), generator=draw) / 10
+    vectors = token_table[torch.tensor(ids)]
+    written = texts_of("pipeline")
+    assert text in written and written[2:8] == pieces(text)
+    assert [number for number in written if number.isdigit()] == [str(i) for i in ids]
+    numbers = [float(number) for number in written if re.fullmatch(r"-?\d\.\d", number)]
+    expected = torch.stack([vectors, position_table, vectors + position_table])
+    torch.testing.assert_close(torch.tensor(numbers).view(3, 6, 4), expected)
+
+
+def test_the_lookup_shows_the_row_that_the_product_gives():
+    numbers = [float(n) for n in texts_of("lookup") if re.fullmatch(r"-?\d\.\d\d", n)]
+    table, row = torch.tensor(numbers).split([24, 4])
+    one_hot = [int(n) for n in texts_of("lookup") if n in {"0", "1"}]
+    assert torch.equal(table.view(6, 4)[3], row) and one_hot.count(1) >= 1
+
+
+def test_the_two_readings_of_a_special_token():
+    ids = [int(number) for number in texts_of("special") if number.isdigit()]
+    text = "Bye!<|endoftext|>"
+    assert ids == GPT2.encode_ordinary(text) + GPT2.encode(text, allowed_special="all")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import tracemalloc
 import unicodedata
 from collections import Counter
@@ -15,12 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.pretrained_weights import load_gguf
-from shared.support import read_json
+from shared.support import COURSE, read_json
 from shared.support.fetch import fetch_smollm2
 from shared.text_data import END_OF_TEXT, load_gpt2_encoding, load_text
 from shared.tokenizer import (
     PRE_TOKENS,
     BPETokenizer,
+    apply_merges,
     bytes_of,
     count_pre_tokens,
     gpt2_byte_of_character,
@@ -29,6 +31,7 @@ from shared.tokenizer import (
 )
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
+FIGURES = COURSE / "ch02_text_data" / "figures"
 STORY = load_text()
 GPT2 = load_gpt2_encoding()
 OURS = BPETokenizer.from_gpt2_files()
@@ -161,6 +164,17 @@ def test_merges_of_the_story_equal_recounting():
 def test_merges_of_random_text_equal_recounting(text):
     word_counts = count_pre_tokens(text)
     assert train_bpe(word_counts, 40) == train_by_recounting(word_counts, 40)
+
+
+def test_the_figure_of_the_merges_has_the_ranks_that_the_story_gives():
+    merges = train_bpe(count_pre_tokens(STORY), 300)
+    figure = FIGURES / "merges.svg"
+    written = re.findall(r">(rank \d+|new: [^<]*)<", figure.read_text(encoding="utf-8"))
+    ranks = [int(text.removeprefix("rank ")) for text in written[::2]]
+    glued = [text.removeprefix("new: ").replace("·", " ") for text in written[1::2]]
+    assert [b"".join(merges[rank]).decode() for rank in ranks] == glued
+    tokens = apply_merges(b" clocked", {pair: n for n, pair in enumerate(merges)})
+    assert tokens == [b" clock", b"ed"] and sorted(ranks) == ranks
 
 
 def test_a_worked_case():
