@@ -7,11 +7,13 @@ Generated from ch06_classification/ch06_lora.ipynb by
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from shared.gpt_model import Decoder
 from shared.support import misfits, refuse_text, require_whole
 from shared.support.files import read_trained, save_trained
 from shared.support.modules import all_or_nothing
@@ -92,7 +94,10 @@ def merge_lora(model: nn.Module) -> nn.Module:
         # A matrix of its own: the old one may serve another layer, too (a tied head).
         merged = layer.linear.weight + layer.scale * layer.B @ layer.A
         layer.linear.weight = nn.Parameter(merged, requires_grad=False)
-    return put_adapters(model, {})
+    put_adapters(model, {})
+    if isinstance(model, Decoder) and model.out_head.weight is not model.tok_emb.weight:
+        model.config = replace(model.config, tie_weights=False)  # no longer
+    return model
 
 
 # Section 6.10: What is kept, and how are adapters switched?

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from shared.gpt_model import Decoder, DecoderConfig, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel
 from shared.support import files, read_json, require_whole
-from shared.support.modules import evaluating, precise
+from shared.support.modules import evaluating, mode, precise
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer
 
@@ -227,8 +227,7 @@ def train(
             if not some:
                 return
             tokens_before = trainer.tokens
-            with evaluating(trainer.model):  # so that its own mode comes back
-                trainer.model.train()
+            with mode(trainer.model, training=True):
                 loss = trainer.train_step(some)
             seconds += time.perf_counter() - start
             bar.set_postfix(loss=loss, refresh=False)
@@ -383,18 +382,14 @@ def save_model(model: Decoder, folder: str | Path, tokenizer: BPETokenizer) -> N
     """Write a model and its tokenizer to a folder, as a whole or not at all.
 
     The folder holds model.safetensors, config.json and tokenizer.json. Raises
-    ValueError for a model that load_model could not load: one with adapters, say.
+    ValueError or TypeError for a model that load_model could not load: one with
+    adapters, say.
     """
-    kind = type(model).__name__
-    try:
-        model_with(KINDS[kind][0], model.config, files.weights_of(model))
-    except (LookupError, ValueError) as error:
-        advice = "merge_lora takes adapters off, save_classifier keeps another head"
-        raise ValueError(f"no {kind} to be loaded again: {error}; {advice}") from error
+    files.require_plain(model)
 
     def write(new: Path) -> None:
         save_file(files.weights_of(model), new / "model.safetensors")
-        settings = {"kind": kind} | asdict(model.config)
+        settings = {"kind": type(model).__name__} | asdict(model.config)
         (new / "config.json").write_text(json.dumps(settings, indent=1), "utf-8")
         tokenizer.save(new / "tokenizer.json")
 

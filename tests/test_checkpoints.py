@@ -12,7 +12,6 @@ from torch import nn
 
 from shared.pretraining import TrainConfig, Trainer
 from shared.support import COURSE
-from shared.support.files import save_checkpoint
 
 sys.path.append(str(COURSE / "ch05_pretraining"))
 from checkpoints import (
@@ -20,6 +19,7 @@ from checkpoints import (
     checkpoints,
     load_newest,
     locked,
+    save_checkpoint,
     set_aside,
     tidy_checkpoints,
 )

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +16,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 from shared.pretraining import TrainConfig, Trainer, save_model
-from shared.support import read_json, sha256_of, write_whole
+from shared.support import COURSE, read_json, sha256_of, write_whole
 from shared.support.files import (
-    load_checkpoint,
     read_tensors,
     read_trained,
-    save_checkpoint,
     save_for_transformers,
     save_trained,
     set_weights,
     weights_of,
     write_folder,
 )
+
+sys.path.append(str(COURSE / "ch05_pretraining"))
+from checkpoints import load_checkpoint, save_checkpoint
 
 
 def begins_with(path: Path, rest: str = "") -> str:

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import build
+from conftest import TOKENIZER, build
 from torch import nn
 
 from shared.classification import Classifier
@@ -24,7 +24,7 @@ from shared.lora import (
     save_adapter,
     without_adapter,
 )
-from shared.pretraining import TrainConfig, Trainer, train
+from shared.pretraining import TrainConfig, Trainer, load_model, save_model, train
 
 GPT = GPTConfig(300, 40, emb_dim=16, n_heads=2, n_layers=3, qkv_bias=True)
 LLAMA = LlamaConfig(300, 40, 16, 2, n_kv_heads=1, n_layers=3, hidden_dim=24)
@@ -272,7 +272,7 @@ def test_adapters_that_cannot_be_change_nothing(options, error, message):
 
 @pytest.mark.parametrize("targets", [("out_head",), ("out_head", "up"), ("W_key",)])
 @each_model
-def test_merging_writes_into_no_layer_that_shares(config, targets):
+def test_merging_writes_into_no_layer_that_shares(config, targets, tmp_path):
     if "up" in targets and config is GPT:
         targets = ("out_head", "expand")
     model = shaken(apply_lora(build(config), targets=targets))
@@ -281,6 +281,9 @@ def test_merging_writes_into_no_layer_that_shares(config, targets):
         before = model(IDS)
         torch.testing.assert_close(merge_lora(model)(IDS), before, atol=1e-4, rtol=1e-4)
     assert torch.equal(model.tok_emb.weight, embedding)
+    save_model(model, tmp_path / "m", TOKENIZER)  # with a head of its own, if it has
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "m")[0](IDS), model(IDS))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

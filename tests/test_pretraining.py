@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,8 +41,11 @@ from shared.pretraining import (
     stream,
     train,
 )
-from shared.support.files import load_checkpoint, save_checkpoint
+from shared.support import COURSE
 from shared.support.modules import evaluating
+
+sys.path.append(str(COURSE / "ch05_pretraining"))
+from checkpoints import load_checkpoint, save_checkpoint
 
 WITH_DROPOUT = replace(GPT, dropout=0.1)
 each_model = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt", "llama"])
@@ -764,15 +768,15 @@ def with_head(model: Decoder, n_classes: int) -> Decoder:
     [
         (OwnModel(GPT), "OwnModel"),
         (Classifier(build()), "Classifier.*save_classifier"),
-        (with_head(build(), 2), "unknown out_head.weight.*save_classifier"),
-        (with_head(build(LLAMA), 50), "unknown out_head.weight; unknown out_head.bias"),
-        (apply_lora(build()), "unknown blocks.0.attention.W_query.A.*merge_lora"),
+        (with_head(build(), 2), "out_head.weight is not that of.*save_classifier"),
+        (with_head(build(LLAMA), 50), "out_head.weight is not that of a LlamaModel"),
+        (apply_lora(build()), "blocks.0.attention.W_query has.*merge_lora"),
         (nn.Linear(2, 2), "Linear"),
     ],
 )
 def test_what_could_not_be_loaded_again_is_not_saved(model, message, tmp_path):
     save_model(build(), tmp_path / "m", TOKENIZER)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         save_model(model, tmp_path / "m", TOKENIZER)
     load_model(tmp_path / "m")  # the good one is still there
 

@@ -1,8 +1,8 @@
 """Folders that are written as a whole or not at all, and what goes into them.
 
-A model's tensors by name, the parts of a model that were trained, the checkpoints of a
-training, and models in the form of Hugging Face's transformers. No pickle is ever
-written or read: tensors are safetensors, all else is JSON.
+A model's tensors by name, the parts of a model that were trained, and models in the
+form of Hugging Face's transformers. No pickle is ever written or read: tensors are
+safetensors, all else is JSON.
 """
 
 import json
@@ -10,9 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shared.support import existing, name_file, read_json, sha256_of
+from shared.support import existing, name_file, read_json
 
 if TYPE_CHECKING:
     from shared.gpt_model import Decoder
-    from shared.pretraining import Trainer
     from shared.tokenizer import BPETokenizer
 
 Tensors = dict[str, torch.Tensor]
@@ -140,88 +137,6 @@ def read_trained(folder: str | Path) -> tuple[Tensors, dict]:
     return read_tensors(Path(folder) / "trained.safetensors"), settings
 
 
-# --- checkpoints ---------------------------------------------------------------------
-
-
-def trainer_settings(trainer: "Trainer") -> dict:
-    """Return what a checkpoint must agree on: all settings but the steps and rates.
-
-    And the names of the weights that are not trained, for which there is no state.
-    """
-    model: Any = trainer.model
-    config = getattr(model, "config", None)  # a model of one's own may have none
-    free = {"max_steps", "learning_rate", "warmup_steps", "final_share"}
-    settings: dict[str, Any] = {"kind": type(model).__name__}
-    for each in (config, trainer.config):
-        if is_dataclass(each) and not isinstance(each, type):
-            settings |= asdict(each)
-    weights = model.named_parameters()
-    settings["frozen"] = [name for name, p in weights if not p.requires_grad]
-    return {name: value for name, value in settings.items() if name not in free}
-
-
-def save_checkpoint(trainer: "Trainer", folder: str | Path) -> None:
-    """Write everything that is needed to go on exactly where a training is.
-
-    That is weights, optimizers, step and random state, with the SHA-256 of every file.
-    """
-    tensors = {"random": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    for n, optimizer in enumerate(trainer.optimizers):
-        for i, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                tensors[f"{n}.{i}.{name}"] = torch.as_tensor(value).contiguous()
-    record: dict[str, Any] = {"step": trainer.step, "tokens": trainer.tokens}
-    record["settings"] = trainer_settings(trainer)
-
-    def write(new: Path) -> None:
-        save_file(weights_of(trainer.model), new / "model.safetensors")
-        save_file(tensors, new / "training.safetensors")
-        files = sorted(new.iterdir())
-        record["sha256"] = {file.name: sha256_of(file) for file in files}
-        (new / "checkpoint.json").write_text(json.dumps(record, indent=1), "utf-8")
-
-    write_folder(folder, write)
-
-
-def load_checkpoint(trainer: "Trainer", folder: str | Path) -> None:
-    """Bring a fresh trainer to the state of a checkpoint.
-
-    Raises FileNotFoundError for a missing file, and ValueError, and changes nothing, if
-    one is damaged, or if the checkpoint belongs to another configuration; the message
-    says which settings differ.
-    """
-    folder, settings = Path(folder), trainer_settings(trainer)
-    record = read_json(folder / "checkpoint.json")
-    try:
-        stored, step, tokens = record["settings"], record["step"], record["tokens"]
-        hashes = record["sha256"].items()
-        altered = [name for name, it in hashes if sha256_of(folder / name) != it]
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder} is no checkpoint: {error!r}") from error
-    if altered:
-        raise ValueError(f"{folder} is damaged: {', '.join(altered)} was altered")
-    if differ := [name for name in settings if stored.get(name) != settings[name]]:
-        pairs = [(n, short(stored.get(n)), short(settings[n])) for n in differ]
-        listed = [f"{name} is {there}, here {here}" for name, there, here in pairs]
-        message = f"{folder} belongs to another configuration: {'; '.join(listed)}"
-        raise ValueError(message)
-    set_weights(trainer.model, read_tensors(folder / "model.safetensors"))
-    tensors = read_tensors(folder / "training.safetensors")
-    torch.set_rng_state(tensors.pop("random"))
-    cuda_state = tensors.pop("random.cuda", None)
-    if cuda_state is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda_state)
-    states = [optimizer.state_dict() for optimizer in trainer.optimizers]
-    for name, tensor in tensors.items():
-        n, i, key = name.split(".")
-        states[int(n)]["state"].setdefault(int(i), {})[key] = tensor
-    for optimizer, state in zip(trainer.optimizers, states, strict=True):
-        optimizer.load_state_dict(state)
-    trainer.step, trainer.tokens = step, tokens
-
-
 # --- transformers --------------------------------------------------------------------
 
 
@@ -234,8 +149,9 @@ def require_plain(model: nn.Module) -> None:
     from shared.llama_model import LlamaModel
     from shared.lora import lora_layers
 
-    if not isinstance(model, GPTModel | LlamaModel):
-        raise TypeError(f"GPTModel or LlamaModel wanted, not {type(model).__name__}")
+    if type(model) not in (GPTModel, LlamaModel):
+        kinds = f"GPTModel or LlamaModel wanted, not {type(model).__name__}"
+        raise TypeError(f"{kinds}; save_classifier keeps a classifier")
     if adapted := lora_layers(model):
         layer = next(iter(adapted))
         raise ValueError(f"{layer} has a LoRA adapter: call merge_lora(model) first")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,18 +12,21 @@ from shared.support import misfits
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within a `with` block, put a model in evaluation mode: nothing is dropped out.
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Within a `with` block, put a model in training or in evaluation mode.
 
     Afterwards, also after an error, each of its parts has the mode that it had.
     """
     modes = [(part, part.training) for part in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        for part, before in modes:
+            part.training = before
+
+
+evaluating = partial(mode, training=False)  # nothing is dropped out
 
 
 def precise(logits: torch.Tensor) -> torch.Tensor:
