@@ -1,5 +1,5 @@
-"""The model that GPT-2 became: four parts exchanged, each for a reason, and
-SmolLM2-135M's 134,515,008 parameters counted exactly.
+"""You exchange four parts of your GPT, each for a reason that you can see, and
+SmolLM2-135M stands there: 134,515,008 parameters, counted by you, and it writes.
 
 Generated from ch04_gpt_model/ch04_llama_model.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-# Section 4.10: Rotary positions: how far instead of where?
+# Section 4.10: Rotary position embedding (RoPE): how far instead of where?
 class Rotary:
     """Rotary position embedding (Su et al., 2021) of pairs of neighbours.
 
@@ -78,7 +78,7 @@ def pairs_to_halves(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
     return heads.transpose(1, 2).reshape(weight.shape)
 
 
-# Section 4.11: SwiGLU: can the network open and close?
+# Section 4.12: SwiGLU: can a hidden unit open and close?
 class SwiGLU(nn.Module):
     """Gated feed-forward part (Shazeer, 2020), token by token: (..., D) -> same."""
 
@@ -92,7 +92,7 @@ class SwiGLU(nn.Module):
         return self.project(F.silu(self.gate(x)) * self.up(x))
 
 
-# Section 4.12: Grouped-query attention: who needs the cache?
+# Section 4.13: Grouped-query attention (GQA): who needs the cache?
 class GroupedQueryAttention(nn.Module):
     """Causal attention with rotary positions and shared keys and values.
 
@@ -124,6 +124,7 @@ class GroupedQueryAttention(nn.Module):
         return self.out_proj(attend(queries, keys, values, mask, cache))
 
 
+# Section 4.15: The whole model
 @dataclass(frozen=True)
 class LlamaConfig(DecoderConfig):
     """What a LlamaModel looks like; the defaults are SmolLM2-135M.
@@ -174,7 +175,6 @@ class LlamaBlock(nn.Module):
         return x + self.feed_forward(self.norm2(x))
 
 
-# Section 4.14: The whole model
 class LlamaModel(Decoder):
     """A Llama-style decoder (Touvron et al., 2023): RMSNorm, RoPE, SwiGLU, GQA."""
 

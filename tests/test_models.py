@@ -271,6 +271,61 @@ def test_grouped_heads_equal_copied_ones():
     torch.testing.assert_close(grouped(x, None, turns), apart(x, None, turns))
 
 
+# --- numbers in the figures of ch04_llama_model ---------------------------------------
+
+
+def words_in(name: str) -> str:
+    """Return the words of a figure, in the order in which they stand in the file."""
+    path = Path(__file__).parents[1] / "ch04_gpt_model" / "figures" / f"{name}.svg"
+    found = re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text(encoding="utf-8"))
+    return " ".join(found).replace(",", "")
+
+
+def test_the_scores_in_the_figure_of_the_plane():
+    words = words_in("rotary_plane")
+    x, y, u, v = map(float, re.findall(r"\d\.\d(?=[ )])", words)[:4])
+    assert complex(x, y) == 1 + 0.2j and complex(u, v) == 0.9 + 0.1j
+    assert "= 0.3" in words  # theta
+    rows = re.findall(r"(\d+) (\d+) (\d\.\d\d)", words.rpartition("score")[2])
+    assert [row[:2] for row in rows] == [
+        ("5", "3"),
+        ("9", "7"),
+        ("105", "103"),
+        ("5", "4"),
+    ]
+    for m, n, score in rows:
+        query = complex(x, y) * cmath.exp(0.3j * int(m))
+        key = complex(u, v) * cmath.exp(0.3j * int(n))
+        assert score == f"{(query * key.conjugate()).real:.2f}"
+    assert "score is 0.71" in words
+
+
+def test_the_speeds_in_the_figure_of_the_hands():
+    words = words_in("rotary_hands")
+    speeds = [float(n) for n in re.findall(r"(\S+) radian", words)]
+    assert speeds == pytest.approx([10_000 ** (-2 * i / 8) for i in range(4)])
+    turns = [int(n) for n in re.findall(r"one turn: (\d+)", words)]
+    assert turns == [round(2 * math.pi / speed) for speed in speeds]
+
+
+def test_the_order_in_the_figure_of_the_pairs():
+    order = halves_to_pairs(torch.arange(8), 1).tolist()
+    assert " ".join(map(str, order)) in words_in("rotary_pairs")
+
+
+def test_the_bytes_in_the_figure_of_the_groups():
+    words = words_in("grouped_query")
+    heads = [int(n) for n in re.findall(r"(\d+) key/value head", words)]
+    found = [int(n) for n in re.findall(r"cache: (\d+) bytes a token", words)]
+    assert heads == [9, 3, 1]
+    for n_kv_heads, size in zip(heads, found, strict=True):
+        with torch.device("meta"):
+            config = replace(SMOLLM2_135M, n_kv_heads=n_kv_heads, n_layers=1)
+            cache = LlamaModel(config).new_cache(1, 1)
+        layer = cache.layers[0]
+        assert size == 30 * (layer.keys.nbytes + layer.values.nbytes)
+
+
 # --- models ---------------------------------------------------------------------------
 
 
@@ -434,6 +489,19 @@ def test_padded_prompts_continued_token_by_token_equal_each_alone(config, length
                 alone = model(row[None])[0, -1]
                 torch.testing.assert_close(logits[n], alone, atol=2e-4, rtol=1e-4)
                 rows[n] = torch.cat([row, new[n]])
+
+
+@each_model
+def test_padding_that_nobody_tells_of_changes_the_result(config):
+    model = shaken_model(config)
+    rows = [torch.randint(50, (n,)) for n in (7, 3)]
+    token_ids, pad_left = padded_left(rows)
+    alone = model(rows[1][None])[0, -1]
+    told, untold = (
+        model(token_ids, model.new_cache(2, 7, pad))[1, -1] for pad in (pad_left, None)
+    )
+    torch.testing.assert_close(told, alone, atol=2e-4, rtol=1e-4)
+    assert (untold - alone).abs().max() > 0.1
 
 
 @each_model
