@@ -356,6 +356,13 @@ def test_reading_order(root):
     assert names == ["ch04_z", "ch05_b", "ch05_a", "ch05_c"]
 
 
+def test_a_notebook_may_export_nothing(root):
+    save(root, "ch02_words", "#| export\nA = 1")
+    save(root, "ch02_words/ch02_looks", "B = 2", promise="> Looks. **Exports:** nothing")
+    assert run(root) == 0
+    assert os.listdir(root / "shared") == ["words.py"]
+
+
 # ---------------------------------------------------------------------------- refusals
 
 DIRECTIVE = ": a directive is a first line, `#| export` or `#| exporti`"

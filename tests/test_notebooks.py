@@ -13,7 +13,7 @@ import pytest
 from code_lines import lines_of_code
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from shared.support.export import is_original
+from shared.support.export import exports, is_original
 
 ROOT = Path(__file__).resolve().parent.parent
 # A reader's copies count in CI only.
@@ -72,7 +72,8 @@ def test_code_cells_are_short(path):
 def test_outputs_are_compared(path):
     cells = code_cells(path)
     ignored = [n for n, cell in cells if "nbval-ignore-output" in tags(cell)]
-    share = 0.30 if path.parent.name[:4] in {"ch05", "ch06", "ch07"} else 0.15
+    trains = path.stem[:4] in {"ch05", "ch06", "ch07"}
+    share = 0.30 if trains or path.stem == "ch04_modern_parts" else 0.15
     assert len(ignored) <= share * len(cells), (
         f"{len(ignored)} of {len(cells)} are not compared"
     )
@@ -159,6 +160,9 @@ def test_notebook_opens_and_ends_as_all_do(path):
         assert part in opening
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     endings = ["## Summary", "## What this chapter exports", "## Go further"]
+    if not exports(path):
+        endings = ["## Summary", "## Go further"]
+        assert not [cell for cell in cells if cell.source.startswith("#|")]
     positions = [prose.index(heading) for heading in endings]
     assert positions == sorted(positions)
     sections = re.split(r"^## \d+\.\d+ ", prose, flags=re.MULTILINE)[1:]
@@ -166,7 +170,7 @@ def test_notebook_opens_and_ends_as_all_do(path):
     for section in sections:
         assert "**Question:**" in section and "**Answer:**" in section, section[:60]
     check = f'assert export.main(["--check", "{path.stem}"]) == 0'
-    assert cells[-1].source == f"from shared.support import export\n\n{check}"
+    assert not exports(path) or cells[-1].source == f"from shared.support import export\n\n{check}"
 
 
 # --- the suite in other environments --------------------------------------------------

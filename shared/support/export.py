@@ -59,11 +59,11 @@ def find_notebooks(root: Path = COURSE) -> list[Path]:
     """List the notebooks that export a module, in reading order.
 
     The order is by chapter. Within a chapter, the notebook named like its folder comes
-    first and the others follow by name. Left out are exercises (`*_exercises.ipynb`)
-    and copies.
+    first and the others follow by name. Left out are exercises (`*_exercises.ipynb`),
+    copies, and notebooks that say `**Exports:** nothing`.
     """
     found = [path for path in root.glob("ch*/*.ipynb") if NOTEBOOK.fullmatch(path.stem)]
-    found = [path for path in found if is_original(path)]
+    found = [path for path in found if is_original(path) and exports(path)]
     return sorted(found, key=lambda p: (p.stem[:4], p.stem != p.parent.name, p))
 
 
@@ -79,6 +79,11 @@ def is_original(path: Path) -> bool:
         return False
     checked = LAST_CELL.findall(path.read_text("utf-8", errors="replace"))
     return not checked or path.stem in checked
+
+
+def exports(path: Path) -> bool:
+    """Tell whether a notebook exports a module: unless it says that it does not."""
+    return "**Exports:** nothing" not in path.read_text("utf-8", errors="replace")
 
 
 def topic_of(path: Path) -> str:
