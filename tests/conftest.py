@@ -1,9 +1,15 @@
-"""What several test files need: a small model, and a tokenizer."""
+"""What several test files need: a small model, a tokenizer; and the rule on skips."""
 
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
 import torch
 
 from shared.gpt_model import Decoder, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel
+from shared.support import COURSE
 from shared.text_data import END_OF_TEXT
 from shared.tokenizer import BPETokenizer
 
@@ -35,3 +41,16 @@ def shaken(model: torch.nn.Module, seed: int = 0, std: float = 0.3) -> torch.nn.
         for parameter in model.parameters():
             parameter.normal_(std=std).add_(1.0 if parameter.ndim == 1 else 0.0)
     return model
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    """In CI, a test is skipped for a reason that tests/skips.txt lists, or it fails."""
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true":
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        listed = (COURSE / "tests" / "skips.txt").read_text(encoding="utf-8")
+        if reason not in listed.splitlines():
+            report.outcome = "failed"
+            report.longrepr = f"tests/skips.txt does not list this skip: {reason}"
+    return report

@@ -171,9 +171,6 @@ def test_the_model_shows_its_best_tokens_and_their_shares():
 
 def test_what_does_not_fit_is_refused_with_the_rule_and_the_numbers():
     for call, rule in [
-        (lambda: explore_tokens("", {"ours": TOKENIZER}), "got 0 characters"),
-        (lambda: explore_tokens("a", {}), "got 1 characters, 0 tokenizers"),
-        (lambda: explore_merges("", MERGES), "at least one character"),
         (lambda: explore_attention(WEIGHTS, WORDS[:3]), r"\(4, 4\).*T = 3"),
         (lambda: explore_attention(WEIGHTS[0], WORDS), r"weights \(4,\)"),
         (lambda: explore_attention(WEIGHTS[:2], WORDS), r"\(2, 4\)"),

@@ -59,9 +59,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(existing(path).read_bytes().decode("utf-8-sig"))
     except ValueError as error:
-        several = (
-            "; JSON lines? make them one list" if "Extra data" in str(error) else ""
-        )
+        several = "; JSON lines? make them one list" * ("Extra data" in str(error))
         message = f"{path} is damaged, or no JSON file: {error}{several}"
         raise ValueError(message) from error
 

