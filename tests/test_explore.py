@@ -1,0 +1,254 @@
+"""The explorers: what they say, that nothing leaks into the page, and that they move."""
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from conftest import GPT, LLAMA, TOKENIZER, build, shaken
+
+from shared.support.explore import (
+    explore_attention,
+    explore_merges,
+    explore_model,
+    explore_tokens,
+    logit_lens,
+)
+from shared.tokenizer import BPETokenizer
+
+NASTY = '<script>alert(1)</script> "it\'s" & naïve 😀\n\tend'
+MERGES = [(b"c", b"k"), (b"o", b"ck"), (b"c", b"l"), (b"a", b"a")]
+WORDS = ["Ivy", "<b>clock", "it", "it"]
+WEIGHTS = torch.tensor(
+    [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.125, 0.75, 0.125, 0], [0.25] * 4]
+)
+HEADS = torch.stack([WEIGHTS, torch.eye(4)]).expand(3, 2, 4, 4)
+
+
+class Page(HTMLParser):
+    """The still of an explorer: its tags, its text, and cells with what they tell."""
+
+    def __init__(self, explorer):
+        super().__init__()
+        self.tags, self.rows, self.told, self.caption = [], [], [], ""
+        self.html = explorer._repr_html_()
+        self.feed(self.html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        known = dict(attributes)
+        if tag == "tr":
+            self.rows.append([])
+        if known.get("class") == "c" or tag == "th":
+            self.rows[-1].append("")
+        if known.get("class") == "c":
+            self.told.append(known.get("title"))
+        if "data-known" in known:
+            self.known = json.loads(known["data-known"])
+
+    def handle_data(self, data):
+        if "caption" in self.tags and "tr" not in self.tags:
+            self.caption += data
+        elif "tr" in self.tags and "script" not in self.tags and data.strip():
+            self.rows[-1][-1] += data
+
+
+def test_tokens_are_cut_and_counted_as_their_tokenizer_does():
+    gpt2 = BPETokenizer.from_gpt2_files()
+    explorer = explore_tokens(" the clock struck", {"GPT-2": gpt2, "ours": TOKENIZER})
+    page = Page(explorer)
+    ids = gpt2.encode(" the clock struck")
+    assert page.rows[0] == [f"GPT-2: {len(ids)} tokens", "·the", "·clock", "·struck"]
+    assert page.told[1] == f"token 2 of 3, id {ids[1]}: ·clock"
+    n = len(TOKENIZER.encode(" the clock struck"))
+    assert page.rows[1][0] == f"ours: {n} tokens" and len(page.rows[1]) == n + 1
+    assert repr(explorer) == (
+        f"explore_tokens: 17 characters; GPT-2: 3 tokens; ours: {n} tokens"
+    )
+    assert page.known["spans"][0] == [[0, 4], [4, 10], [10, 17]]
+
+
+def test_parts_of_a_character_share_it():
+    page = Page(explore_tokens("a😀é", {"ours": TOKENIZER}))
+    assert page.rows[0][1:] == ["a", *(f"😀{n}⁄₄" for n in "₁₂₃₄"), "é₁⁄₂", "é₂⁄₂"]
+    assert page.known["spans"][0] == [[0, 1], *[[1, 2]] * 4, *[[2, 3]] * 2]
+    replaced = Page(explore_tokens("\ufffd\ufffd!", {"ours": TOKENIZER}))
+    assert replaced.known["spans"][0][-1] == [2, 3]  # the sign for what is no UTF-8
+
+
+def test_what_comes_from_a_text_is_escaped():
+    model = build()
+    names = {"<i>'\"": TOKENIZER}
+    explorers = [
+        explore_tokens(NASTY, names),
+        explore_merges(NASTY, [(b"<", b"s"), (b"\xc3", b"\xaf")]),
+        explore_attention(WEIGHTS, ["<script>", "'\"", "\n", "😀"]),
+        explore_model(model, [1, 2, 3], Numbers()),
+    ]
+    for explorer in explorers:
+        tags = Page(explorer).tags
+        assert tags.count("script") == 1 and not {"i", "b", "em"} & set(tags)
+    assert "".join(Page(explorers[0]).rows[0][1:]).startswith(
+        "<script>alert(1)</script>·"
+    )
+    assert Page(explorers[2]).rows[0] == ["<script>", "'\"", "⏎", "😀"]
+
+
+class Numbers:
+    """A tokenizer whose tokens are unfriendly."""
+
+    def decode(self, ids):
+        return "".join(f"<em title='{i}'>" for i in ids)
+
+
+def test_merges_are_done_in_their_order_and_the_next_pair_is_told():
+    page = Page(explore_merges("clock", MERGES))
+    assert page.rows == [
+        ["bytes", "c", "l", "o", "c", "k"],
+        ["c + k, rank 0", "c", "l", "o", "ck"],
+        ["o + ck, rank 1", "c", "l", "ock"],
+        ["c + l, rank 2", "cl", "ock"],
+    ]
+    assert page.told[0] == "5 pieces; next: c + k, rank 0"
+    assert page.told[-1] == "2 pieces; next: no pair is in the list"
+    assert page.caption == "clock: 3 merges, 2 pieces at the end"
+
+
+def test_merges_take_every_place_from_left_to_right_and_bytes_are_shown():
+    page = Page(explore_merges("aaaaé", MERGES))
+    assert page.rows[-1][1:] == ["aa", "aa", "\\xc3", "\\xa9"]
+
+
+def test_merges_end_as_the_tokenizer_does():
+    gpt2 = BPETokenizer.from_gpt2_files()
+    ids = TOKENIZER.encode(" prize")
+    merged = Page(explore_merges(" prize", TOKENIZER.merges)).rows[-1][1:]
+    assert merged == [TOKENIZER.decode([i]).replace(" ", "·") for i in ids]
+    assert gpt2.n_vocab
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, HEADS[0], HEADS, WEIGHTS.tolist()])
+def test_attention_shows_the_first_head_and_knows_all(weights):
+    page = Page(explore_attention(weights, WORDS))
+    assert page.rows[0] == WORDS
+    assert page.rows[3] == ["it", "0.13", "0.75", "0.13", ""]  # 1/8 goes up everywhere
+    many = torch.as_tensor(weights).shape[:-2]
+    layers, heads = [1] * (2 - len(many)) + list(many)
+    assert page.caption == f"layer 1 of {layers}, head 1 of {heads}"
+    assert torch.tensor(page.known["layers"]).shape == (layers, heads, 4, 4)
+
+
+def test_the_stream_after_the_last_block_says_what_the_model_says():
+    for config in GPT, LLAMA:
+        model = shaken(build(config)).train()
+        ids = torch.tensor([[3, 1, 4, 1, 5]])
+        stream, logits = logit_lens(model, ids)
+        assert model.training and not model.blocks[0]._forward_hooks
+        with torch.no_grad():
+            expected = model.eval()(ids)[0]
+            embedded = model.embed(ids, torch.arange(5))[0]
+        assert stream.shape == (3, 5, 24) and logits.shape == (3, 5, 50)
+        torch.testing.assert_close(logits[-1], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(stream[0], embedded, rtol=0, atol=1e-6)
+
+
+def test_the_model_shows_its_best_tokens_and_their_shares():
+    model = shaken(build(LLAMA))
+    page = Page(explore_model(model, [3, 1, 4], TOKENIZER))
+    with torch.no_grad():
+        share, best = model(torch.tensor([[3, 1, 4]]))[0, -1].softmax(-1).max(-1)
+    assert [row[0] for row in page.rows[1:]] == [
+        "embedding", "after block 1", "after block 2",
+    ]  # fmt: skip
+    assert len(page.rows[0]) == 3 and all(len(row) == 4 for row in page.rows[1:])
+    percent, name = page.told[-1].split("\n")[1].split(" % ")
+    assert abs(int(percent) - 100 * share.item()) < 0.6
+    assert name == page.rows[-1][-1]
+    assert page.told[-1].startswith("after block 2, ")
+
+
+def test_what_does_not_fit_is_refused_with_the_rule_and_the_numbers():
+    for call, rule in [
+        (lambda: explore_tokens("", {"ours": TOKENIZER}), "got 0 characters"),
+        (lambda: explore_tokens("a", {}), "got 1 characters, 0 tokenizers"),
+        (lambda: explore_merges("", MERGES), "at least one character"),
+        (lambda: explore_attention(WEIGHTS, WORDS[:3]), r"\(4, 4\).*T = 3"),
+        (lambda: explore_attention(WEIGHTS[0], WORDS), r"weights \(4,\)"),
+        (lambda: explore_attention(WEIGHTS[:2], WORDS), r"\(2, 4\)"),
+        (lambda: explore_attention(HEADS[None], WORDS), r"\(1, 3, 2, 4, 4\)"),
+        (lambda: explore_attention(WEIGHTS * 2, WORDS), "got 0 to 2"),
+        (lambda: explore_attention(WEIGHTS.log(), WORDS), "got -inf to 0"),
+        (lambda: explore_attention(WEIGHTS * torch.nan, WORDS), "got nan"),
+        (lambda: explore_model(build(), [], TOKENIZER), r"got \(0,\)"),
+        (lambda: explore_model(build(), [[1], [2]], TOKENIZER), r"got \(2, 1\)"),
+        (lambda: explore_model(build(), [1] * 17, TOKENIZER), "16 tokens"),
+    ]:
+        with pytest.raises(ValueError, match=rule):
+            call()
+
+
+def all_four():
+    return [
+        explore_tokens(
+            NASTY, {"GPT-2": BPETokenizer.from_gpt2_files(), "ours": TOKENIZER}
+        ),
+        explore_merges("clock", MERGES),
+        explore_attention(HEADS, WORDS),
+        explore_model(shaken(build()), [3, 1, 4], TOKENIZER),
+    ]
+
+
+def test_the_same_input_gives_the_same_small_page():
+    first, again = ([e._repr_html_() for e in all_four()] for _ in range(2))
+    assert first == again
+    assert all(len(page) < 30_000 for page in first)
+    assert " id=" not in "".join(first)  # so that several fit on one page
+
+
+def test_scripts_and_styles_are_few():
+    script = re.search(r"<script>(.*?)</script>", all_four()[1].html, re.DOTALL)
+    assert script and len(script[1]) < 8000 and "http" not in script[1]
+    assert html.unescape("&amp;") == "&"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    reason = "needs selenium, chromium and chromedriver"
+    webdriver = pytest.importorskip("selenium.webdriver", reason=reason)
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip(reason)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-background-networking",
+        "disable-component-update", "disable-sync", "window-size=900,900",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    service = webdriver.ChromeService(driver)
+    with webdriver.Chrome(options, service) as session:
+        yield session
+
+
+@pytest.mark.parametrize("n", range(4), ids=["tokens", "merges", "attention", "model"])
+def test_the_picture_changes_after_a_key_and_after_a_click(browser, tmp_path, n):
+    from selenium.webdriver import ActionChains, Keys
+
+    pages = "".join(explorer.html for explorer in all_four())
+    (tmp_path / "page.html").write_text(
+        f"<!doctype html><meta charset=utf-8>{pages}", "utf-8"
+    )
+    browser.get((tmp_path / "page.html").as_uri())
+    box = browser.find_elements("class name", "llmx")[n]
+    pictures = [box.screenshot_as_png]
+    target = "button:last-of-type" if n in (1, 2) else "tr:last-child .c:last-child"
+    box.find_element("css selector", target).click()
+    pictures.append(box.screenshot_as_png)
+    for key in [Keys.ARROW_LEFT, Keys.ARROW_RIGHT]:
+        ActionChains(browser).send_keys(key).perform()
+        pictures.append(box.screenshot_as_png)
+    assert all(a != b for a, b in zip(pictures, pictures[1:], strict=False))
