@@ -1,5 +1,6 @@
-"""The layer that lets every token look back at the others, from a Python loop to the
-batched multi-head attention that the rest of the course trains and generates with.
+"""You build the layer with which every token looks back at the tokens before it, from
+arithmetic that you can check with a pencil to the multi-head attention that the rest of
+the course uses, and you watch it learn where to look.
 
 Generated from ch03_attention/ch03_attention.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -21,15 +22,15 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Section 3.4: How is the future hidden?
+# Section 3.5: How is the future hidden?
 def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:
     """Return the largest gradient of an output with respect to a later input.
 
-    0.0 means that no gradient of `layer`, any callable from (1, T, d_in) to
-    (1, T, ...), reaches a later input. That finds every differentiable leak; one
-    through a hard decision (argmax, a threshold) has no gradient. Outputs are weighted
-    at random, so that leaks cannot cancel. Raises ValueError for fewer than 2 tokens or
-    a gradient that is not finite.
+    `layer` is any callable from (1, T, d_in) to (1, T, ...). More than 0.0 proves a
+    leak; 0.0 means that no leak is active at the one random input of this test. A leak
+    through a hard decision (argmax, a threshold) has no gradient, and one beyond
+    n_tokens is not reached. Outputs are weighted at random, so that leaks cannot
+    cancel. Raises ValueError for fewer than 2 tokens or a gradient that is not finite.
     """
     require_whole(2, n_tokens=n_tokens)
     generator = torch.Generator().manual_seed(seed)
@@ -39,14 +40,14 @@ def future_leak(layer, n_tokens: int, d_in: int, seed: int = 0) -> float:
     leaks = []
     for t in range(n_tokens - 1):
         score = (out * probe)[0, t].sum()
-        (gradient,) = torch.autograd.grad(score, x, retain_graph=True)
+        gradient = torch.autograd.grad(score, x, retain_graph=True)[0]
         if not gradient.isfinite().all():
             raise ValueError(f"the gradient of output {t} is not finite")
         leaks.append(gradient[0, t + 1 :].abs().max().item())
     return max(leaks)
 
 
-# Section 3.6: Why many heads?
+# Section 3.8: What does attention cost?
 def attention_mask(
     n_queries: int,
     n_keys: int,
@@ -71,6 +72,7 @@ def attention_mask(
     if pad_left is None:
         return past
     real = key >= pad_left.to(key.device)[:, None]  # (B, S)
+    # A padding token looks at itself, so that its softmax is not over nothing
     return ((past & real[:, None, :]) | (key == query))[:, None]  # (B, 1, T, S)
 
 
@@ -172,7 +174,7 @@ class MultiHeadAttention(nn.Module):
         return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
 
 
-# Section 3.7: What do the heads look at?
+# Section 3.9: Can a layer learn where to look?
 def plot_attention(
     weights: torch.Tensor, tokens: list[str], titles: list[str] | None = None
 ) -> plt.Figure:
