@@ -124,7 +124,7 @@ class GroupedQueryAttention(nn.Module):
         return self.out_proj(attend(queries, keys, values, mask, cache))
 
 
-# Section 4.15: The whole model
+# Section 4.15: The whole model: what is left to write?
 @dataclass(frozen=True)
 class LlamaConfig(DecoderConfig):
     """What a LlamaModel looks like; the defaults are SmolLM2-135M.
