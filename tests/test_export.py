@@ -358,7 +358,9 @@ def test_reading_order(root):
 
 def test_a_notebook_may_export_nothing(root):
     save(root, "ch02_words", "#| export\nA = 1")
-    save(root, "ch02_words/ch02_looks", "B = 2", promise="> Looks. **Exports:** nothing")
+    save(
+        root, "ch02_words/ch02_looks", "B = 2", promise="> Looks. **Exports:** nothing"
+    )
     assert run(root) == 0
     assert os.listdir(root / "shared") == ["words.py"]
 

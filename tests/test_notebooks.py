@@ -175,7 +175,10 @@ def test_notebook_opens_and_ends_as_all_do(path):
     for section in sections:
         assert "**Question:**" in section and "**Answer:**" in section, section[:60]
     check = f'assert export.main(["--check", "{path.stem}"]) == 0'
-    assert not exports(path) or cells[-1].source == f"from shared.support import export\n\n{check}"
+    assert (
+        not exports(path)
+        or cells[-1].source == f"from shared.support import export\n\n{check}"
+    )
 
 
 # --- the suite in other environments --------------------------------------------------
