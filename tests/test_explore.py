@@ -272,7 +272,7 @@ def test_the_picture_changes_after_a_key_and_after_a_click(browser, n):
 @pytest.mark.slow
 def test_all_is_reached_and_told_without_a_mouse(browser):
     tokens, merges, attention, model = every = boxes(browser)
-    panels = [box.find_element("class name", "panel") for box in every]
+    panels = [box.find_element("class name", "told") for box in every]
     press(browser, TAB)
     press(browser, RIGHT)
     assert panels[0].text.startswith("GPT-2, token 2 of ")

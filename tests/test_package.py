@@ -20,6 +20,7 @@ from shared.support.export import is_original
 LESSONS = sorted(p for p in (COURSE / "shared").glob("*.py") if p.stem != "__init__")
 SUPPORT = sorted((COURSE / "shared" / "support").glob("*.py"))
 MOST_LESSON_LINES, MOST_SUPPORT_LINES, MOST_NAMES = 2_300, 1_000, 130
+MOST_PAGE_LINES = 400  # HTML and JavaScript
 
 
 def module_name(path: Path) -> str:
@@ -50,6 +51,11 @@ def test_shared_is_small():
     assert sum(sizes.values()) <= MOST_LESSON_LINES, sizes
     sizes = {path.name: lines_of_code(path.read_text("utf-8")) for path in SUPPORT}
     assert sum(sizes.values()) <= MOST_SUPPORT_LINES, sizes
+
+
+def test_pages_are_small():
+    pages = [*COURSE.glob("shared/support/*.html"), *COURSE.glob("ch??_*/*.html")]
+    assert sum(len(p.read_text("utf-8").splitlines()) for p in pages) <= MOST_PAGE_LINES
 
 
 def test_a_reader_can_hold_the_names():
