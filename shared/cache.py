@@ -1,5 +1,5 @@
-"""A cache for keys and values, made once and filled from the left, with which a model
-writes token by token, several texts of unequal length at once.
+"""You build the cache with which a model writes: made once, filled word by word, and
+ready for several texts of unequal length.
 
 Generated from ch03_attention/ch03_cache.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -10,7 +10,7 @@ import torch
 __all__ = ["LayerCache", "KVCache"]
 
 
-# Section 3.9: What does a cache cost, and what does it save?
+# Section 3.12: What does a cache save, and what does it cost?
 class LayerCache:
     """Room for the keys and values of one attention layer, filled from the left."""
 
