@@ -38,9 +38,7 @@ from shared.llama_model import (
     halves_to_pairs,
     pairs_to_halves,
 )
-from shared.pretrained_weights import load_pretrained
 from shared.pretraining import generate
-from shared.text_data import load_gpt2_encoding
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # The shapes of the fixtures, made by make_model_fixtures.py
@@ -319,8 +317,8 @@ def test_the_bytes_in_the_figure_of_the_groups():
     found = [int(n) for n in re.findall(r"cache: (\d+) bytes a token", words)]
     assert heads == [9, 3, 1]
     for n_kv_heads, size in zip(heads, found, strict=True):
-        small = {"n_kv_heads": n_kv_heads, "n_layers": 1, "vocab_size": 8}
-        layer = LlamaModel(replace(SMOLLM2_135M, **small)).new_cache(1, 1).layers[0]
+        config = replace(SMOLLM2_135M, n_kv_heads=n_kv_heads, n_layers=1, vocab_size=9)
+        layer = LlamaModel(config).new_cache(1, 1).layers[0]
         assert size == 30 * (layer.keys.nbytes + layer.values.nbytes)
 
 
@@ -723,54 +721,3 @@ def test_rows_that_the_cache_does_not_have_are_refused(config):
             with pytest.raises(ValueError, match=f"{n_rows} rows, but 2 in the cache"):
                 model(torch.ones(n_rows, 4, dtype=torch.int64), cache)
         assert cache.length == 0
-
-
-# --- the figures of chapter 4 carry the numbers of the cells beside them --------------
-
-
-def words_of(name: str) -> list[str]:
-    """Return the texts of a figure, in the order in which they are drawn."""
-    figures = Path(__file__).parent.parent / "ch04_gpt_model" / "figures"
-    svg = (figures / f"{name}.svg").read_text(encoding="utf-8")
-    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-
-
-def test_gpt_model_figure_has_the_ids_of_the_sentence():
-    texts = words_of("gpt_model")
-    encoding = load_gpt2_encoding()
-    ids = encoding.encode("The string slipped from her")
-    pairs = [item for i in ids for item in (encoding.decode([i]).strip(), str(i))]
-    assert sorted(pairs) == sorted(set(texts) & set(pairs))
-
-
-def test_mlp_figure_has_the_numbers_of_the_hand_set_mlp():
-    stream = torch.tensor([1.0, 1, 0, 0])
-    found = torch.stack([
-        6 * stream[0] + 6 * stream[1] - 9, -6 * stream[0] + 6 * stream[1] - 3
-    ])  # fmt: skip
-    active = F.gelu(found)
-    written = torch.tensor([0, 0, active[0] / 3, active[1] / 3])
-    expected = [stream, found[:1], found[1:], active, written, stream + written]
-    numbers = [
-        float(text.replace("−", "-"))
-        for text in words_of("mlp_pattern")
-        if re.fullmatch(r"−?\d\.\d", text)
-    ]
-    rounded = [round(x, 1) + 0.0 for x in torch.cat(expected).tolist()]
-    assert numbers == rounded
-
-
-@torch.no_grad()
-def test_greedy_figure_has_the_probabilities_of_the_tiny_tales_gpt():
-    folder = Path(__file__).parent.parent / "ch05_pretraining" / "tiny_tales_gpt"
-    model, tokenizer = load_pretrained(folder)
-    ids = torch.tensor([tokenizer.encode_ordinary("The string slipped from her")])
-    expected: list[str] = []
-    for _ in range(3):
-        expected += [tokenizer.decode([i]).strip() for i in ids[0].tolist()]
-        top = model(ids)[0, -1].softmax(dim=-1).topk(3)
-        for token, share in zip(top.indices.tolist(), top.values, strict=True):
-            expected += [tokenizer.decode([token]).strip(), f"{share:.2f}"]
-        ids = torch.cat([ids, top.indices[None, :1]], dim=1)
-    drawn = [t for t in words_of("greedy_step") if not re.match("round|T =|model", t)]
-    assert drawn[: len(expected)] == expected
