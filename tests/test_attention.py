@@ -1,6 +1,9 @@
 """Chapter 3: the attention layer against its definition and against PyTorch's own."""
 
+import re
+
 import matplotlib.pyplot as plt
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,7 @@ from shared.attention import (
     plot_attention,
     split_heads,
 )
+from shared.support import COURSE
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 shapes = st.tuples(
@@ -315,3 +319,59 @@ def test_sizes_are_whole_numbers(sizes):
 def test_a_leak_needs_two_tokens(n_tokens):
     with pytest.raises(ValueError, match=f"n_tokens .* least 2, got {n_tokens}"):
         future_leak(lambda x: x, n_tokens, 3)
+
+
+# --- the figures beside the cells -----------------------------------------------------
+
+CHAPTER = COURSE / "ch03_attention"
+
+
+def example() -> dict:
+    """Run the notebook's cells that write the sentence and W_query by hand."""
+    cells = nbformat.read(CHAPTER / "ch03_attention.ipynb", as_version=4).cells
+    sources = {cell.id: cell.source for cell in cells}
+    names = {"torch": torch}
+    for cell_id in "ch03-201", "ch03-203", "ch03-213", "ch03-215":
+        exec(sources[cell_id], names)
+    return names
+
+
+def in_figure(name: str, kind: str) -> list[float]:
+    """Return the numbers of one kind in a figure, in the order in which they stand."""
+    svg = (CHAPTER / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+    return [float(n) for n in re.findall(rf'class="{kind}">([-\d.]+)<', svg)]
+
+
+def assert_drawn(name: str, kind: str, numbers: torch.Tensor):
+    drawn = torch.tensor(in_figure(name, kind))
+    torch.testing.assert_close(drawn, numbers.float(), atol=0.00501, rtol=0)
+
+
+def test_figures_carry_the_numbers_of_the_sentence(capsys):
+    names = example()
+    x, query = names["x"], names["query"]
+    assert_drawn("scores_to_context", "score", x @ query)
+    assert_drawn("scores_to_context", "weight", (x @ query).softmax(0))
+    assert_drawn("scores_to_context", "context", (x @ query).softmax(0) @ x)
+    scores = names["queries"] @ names["keys"].T / 2
+    past = torch.ones(8, 8, dtype=torch.bool).tril()
+    weights = scores.masked_fill(~past, -torch.inf).softmax(dim=-1)
+    assert_drawn("causal_mask", "score", scores[past])
+    assert_drawn("causal_mask", "weight", weights[past])
+
+
+def test_figure_of_the_heads_shows_what_view_and_transpose_do():
+    numbers = torch.arange(12).view(1, 2, 6)
+    drawn = torch.tensor(in_figure("multi_head_shapes", "step3")).view(2, 3, 2)
+    heads = split_heads(numbers, 2)[0]  # (H, T, K)
+    assert torch.equal(drawn.long(), heads.transpose(0, 1))  # drawn token by token
+
+
+def test_the_leak_test_knows_its_input_only():
+    def shy_leak(x):
+        return x + F.relu(x.mean(dim=1, keepdim=True) - 5)
+
+    assert future_leak(shy_leak, 6, 4) == 0.0  # not active there
+    early, late = torch.zeros(2, 1, 3, 1)
+    late[0, 2] = 30.0
+    assert not shy_leak(early)[0, 0].equal(shy_leak(late)[0, 0])
