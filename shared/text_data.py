@@ -1,5 +1,5 @@
 """You turn any text into the numbers that a language model starts from, with a
-tokenizer of your own that gives exactly GPT-2's.
+tokenizer of your own that gives GPT-2's ids, one for one.
 
 Generated from ch02_text_data/ch02_text_data.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
