@@ -69,7 +69,7 @@ class MixtureOfExperts(nn.Module):
 
 
 def imbalance(scores: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return how unevenly experts are used, 1 if evenly (Fedus et al., 2021).
+    """Return a penalty for uneven use, 1 if all is even (Fedus et al., 2021).
 
     `scores` (N, E) are the router's, `chosen` (N, k) the experts of each token.
     """
