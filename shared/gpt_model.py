@@ -120,8 +120,8 @@ class GPTConfig(DecoderConfig):
 class TransformerBlock(nn.Module):
     """Pre-norm block of GPT-2: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-    (B, T, D) -> (B, T, D); `mask` and `cache` are handed to the attention. `positions`
-    are for other models: GPT-2's are in x already.
+    (B, T, D) -> (B, T, D); `mask` and `cache` are handed to the attention. `places`
+    is for other models: GPT-2's positions are in x already.
     """
 
     def __init__(self, config: GPTConfig):
@@ -136,7 +136,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: torch.Tensor, mask=None, positions=None, cache=None
+        self, x: torch.Tensor, mask=None, places=None, cache=None
     ) -> torch.Tensor:
         x = x + self.dropout(self.attention(self.norm1(x), mask, cache))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
@@ -152,32 +152,6 @@ def initialise(model: "Decoder") -> None:  # Decoder: any of our models, see bel
             nn.init.normal_(module.weight, std=0.02 * scale)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def positions_and_mask(
-    token_ids: torch.Tensor, cache: KVCache | None, context_length: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return where the tokens (B, T) after those in the cache stand, and whom they see.
-
-    The positions are (T,), or (B, T) if the rows start with padding; padding gets 0.
-    The mask is that of attention_mask. Raises ValueError for another shape, more tokens
-    than the context (padding counts), or other rows than the cache has.
-    """
-    n_past = 0 if cache is None else cache.length
-    pad_left = None if cache is None else cache.pad_left
-    if token_ids.ndim != 2 or not 1 <= token_ids.shape[1] <= context_length - n_past:
-        raise ValueError(
-            f"token ids {tuple(token_ids.shape)} after {n_past} cached ones: "
-            f"expected (B, T) with 1 to {context_length} tokens in all"
-        )
-    if cache is not None and len(token_ids) != cache.batch_size:
-        raise ValueError(f"{len(token_ids)} rows, but {cache.batch_size} in the cache")
-    n_tokens = token_ids.shape[1]
-    device = token_ids.device
-    positions = torch.arange(n_past, n_past + n_tokens, device=device)  # (T,)
-    if pad_left is not None:
-        positions = (positions - pad_left[:, None]).clamp(min=0)  # (B, T)
-    return positions, attention_mask(n_tokens, n_past + n_tokens, pad_left, device)
 
 
 class Decoder(nn.Module):
@@ -268,6 +242,32 @@ class GPTModel(Decoder):
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return token plus position vectors (B, T, D) of token_ids (B, T)."""
         return self.dropout(self.tok_emb(token_ids) + self.pos_emb(positions))
+
+
+def positions_and_mask(
+    token_ids: torch.Tensor, cache: KVCache | None, context_length: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return where the tokens (B, T) after those in the cache stand, and whom they see.
+
+    The positions are (T,), or (B, T) if the rows start with padding; padding gets 0.
+    The mask is that of attention_mask. Raises ValueError for another shape, more tokens
+    than the context (padding counts), or other rows than the cache has.
+    """
+    n_past = 0 if cache is None else cache.length
+    pad_left = None if cache is None else cache.pad_left
+    if token_ids.ndim != 2 or not 1 <= token_ids.shape[1] <= context_length - n_past:
+        raise ValueError(
+            f"token ids {tuple(token_ids.shape)} after {n_past} cached ones: "
+            f"expected (B, T) with 1 to {context_length} tokens in all"
+        )
+    if cache is not None and len(token_ids) != cache.batch_size:
+        raise ValueError(f"{len(token_ids)} rows, but {cache.batch_size} in the cache")
+    n_tokens = token_ids.shape[1]
+    device = token_ids.device
+    positions = torch.arange(n_past, n_past + n_tokens, device=device)  # (T,)
+    if pad_left is not None:
+        positions = (positions - pad_left[:, None]).clamp(min=0)  # (B, T)
+    return positions, attention_mask(n_tokens, n_past + n_tokens, pad_left, device)
 
 
 # Section 4.7: Parameters, memory, operations: what does the model cost?

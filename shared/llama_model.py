@@ -92,7 +92,7 @@ class SwiGLU(nn.Module):
         return self.project(F.silu(self.gate(x)) * self.up(x))
 
 
-# Section 4.13: Grouped-query attention (GQA): who needs the cache?
+# Section 4.13: Grouped-query attention (GQA): how small can the cache be?
 class GroupedQueryAttention(nn.Module):
     """Causal attention with rotary positions and shared keys and values.
 
@@ -176,7 +176,7 @@ class LlamaBlock(nn.Module):
 
 
 class LlamaModel(Decoder):
-    """A Llama-style decoder (Touvron et al., 2023): RMSNorm, RoPE, SwiGLU, GQA."""
+    """A Llama-style decoder: RMSNorm, RoPE, SwiGLU (Touvron et al., 2023), and GQA."""
 
     config: LlamaConfig
 
