@@ -92,7 +92,7 @@ def attend(
     """Return the context vectors (B, T, H * K) for queries (B, H, T, K).
 
     Keys and values (B, H, T, K) may have fewer heads, each of which then serves several
-    queries. With `cache` (a shared.cache.LayerCache) they are added to it, and the
+    query heads. With `cache` (a shared.cache.LayerCache) they are added to it, and the
     queries look at all that it holds. `mask` is what attention_mask returns; None is
     causal, without padding.
     """
