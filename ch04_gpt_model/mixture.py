@@ -14,6 +14,7 @@ its last block each of the commonest tokens prefers. ch04_modern_parts.ipynb sho
 import csv
 import sys
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from shared.pretraining import (
     next_token_loss,
     train,
 )
+from shared.support import write_whole
 from shared.text_data import END_OF_TEXT
 
 HERE = Path(__file__).resolve().parent
@@ -138,11 +140,12 @@ def preferences(model: nn.Module, data: TaleData) -> list[dict]:
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    """Write a table."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write a table, as a whole or not at all: the runs before may have taken long."""
+    table = StringIO()
+    writer = csv.DictWriter(table, fieldnames=rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, table.getvalue())
 
 
 def run(optimizer: str, kind: str, seed: int, data: TaleData) -> dict:
