@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,14 +206,19 @@ def test_a_link_to_a_folder_is_followed_again_and_again(way, folder):
         assert link.is_symlink() and (folder / "file").read_text() == text
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """A file that grows beyond 1,000 bytes is an error, as on a full disk."""
+    """A file that grows beyond 1,000 bytes is an error, as on a full disk.
+
+    Not a fixture: pytest reports between a fixture and its test, perhaps into a file.
+    """
     resource = pytest.importorskip("resource", reason="Windows has no such limit")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 LARGE = replace(GPT, vocab_size=TOKENIZER.n_vocab)
@@ -229,11 +235,14 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_an_oserror_that_names_the_place(writer, folder, full_disk):
-    with pytest.raises(
-        OSError,
-        match=rf"{re.escape(str(folder))}(.|\n)*File too large|"
-        rf"File too large(.|\n)*{re.escape(str(folder))}",
+def test_a_full_disk_is_an_oserror_that_names_the_place(writer, folder):
+    with (
+        pytest.raises(
+            OSError,
+            match=rf"{re.escape(str(folder))}(.|\n)*File too large|"
+            rf"File too large(.|\n)*{re.escape(str(folder))}",
+        ),
+        full_disk(),
     ):
         WRITERS[writer](folder)
     assert (folder / "file").read_text() == "first"
