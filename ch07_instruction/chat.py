@@ -1,16 +1,25 @@
-"""Talk to a chat model in the terminal.
+"""Talk to a chat model in the terminal, or on a page in the browser.
 
     python ch07_instruction/chat.py
     python ch07_instruction/chat.py --adapter ch07_instruction/adapter
     python ch07_instruction/chat.py --model runs/my_model --temperature 0.7
+    python ch07_instruction/chat.py --web --adapter ch07_instruction/adapter
 
 Each piece of an answer is shown as it is generated. An empty message, Ctrl-D or Ctrl-C
 ends the conversation. What cannot be loaded is named, and the exit status is then 1.
+
+With --web, a page on this machine lets you choose between the model and each adapter,
+and programs that speak OpenAI's interface can ask at the address /v1 beside it (see
+server.py). Ctrl-C ends it.
 """
 
 import argparse
+import asyncio
 import math
 import sys
+from functools import partial
+
+from server import serve
 
 from shared.lora import load_adapter
 from shared.pretrained_weights import Conversation, load_pretrained
@@ -35,7 +44,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="a name that load_pretrained knows, or a folder of save_model",
     )
     parser.add_argument(
-        "--adapter", metavar="FOLDER", help="a fine-tuned adapter of this model"
+        "--adapter",
+        action="append",
+        metavar="FOLDER",
+        help="a fine-tuned adapter of this model; with --web, also several of them",
     )
     parser.add_argument(
         "--temperature",
@@ -44,7 +56,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="T",
         help="0, the default, takes the likeliest token each time",
     )
-    return parser.parse_args(argv)
+    parser.add_argument("--web", action="store_true", help="serve a page, on loopback")
+    parser.add_argument(
+        "--port", type=int, default=0, help="of the page; 0, the default, is a free one"
+    )
+    settings = parser.parse_args(argv)
+    if not settings.web and len(settings.adapter or ()) > 1:
+        parser.error("several adapters to choose from need --web")
+    return settings
 
 
 def start(name: str, adapter: str | None = None) -> Conversation:
@@ -69,12 +88,22 @@ def talk(chat: Conversation, temperature: float = 0.0) -> None:
         print()
 
 
+def announce(address: str) -> None:
+    """Say where the page is."""
+    print(f"Open {address} in a browser; Ctrl-C here ends it.", flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the program; return its exit status."""
     settings = parse(argv)
+    name, adapters = settings.model, settings.adapter or []
     try:
-        chat = start(settings.model, settings.adapter)
-        talk(chat, settings.temperature)
+        if settings.web:
+            choices = {f"{name} + {a}": partial(start, name, a) for a in adapters}
+            choices[name] = partial(start, name)
+            asyncio.run(serve(choices, settings.port, announce))
+        else:
+            talk(start(name, *adapters), settings.temperature)
     except (EOFError, KeyboardInterrupt):
         print()
     except (ValueError, OSError, RuntimeError) as problem:

@@ -1,7 +1,8 @@
 """What several test files need: a small model, a tokenizer; and the rule on skips."""
 
 import os
-from collections.abc import Generator
+import shutil
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -54,3 +55,24 @@ def pytest_runtest_makereport() -> Generator[None, Any, Any]:
             report.outcome = "failed"
             report.longrepr = f"tests/skips.txt does not list this skip: {reason}"
     return report
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory) -> Iterator[Any]:
+    """A browser without a screen, driven by selenium."""
+    reason = "needs selenium, chromium and chromedriver"
+    webdriver = pytest.importorskip("selenium.webdriver", reason=reason)
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.skip(reason)
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-background-networking",
+        "disable-component-update", "disable-sync", "no-proxy-server",
+        "window-size=900,1400", f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    session = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield session
+    session.quit()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -215,27 +214,12 @@ def test_the_page_asks_for_nothing_from_outside():
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    reason = "needs selenium, chromium and chromedriver"
-    webdriver = pytest.importorskip("selenium.webdriver", reason=reason)
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip(reason)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "disable-background-networking",
-        "disable-component-update", "disable-sync", "window-size=900,1400",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    session = webdriver.Chrome(options, webdriver.ChromeService(driver))
+def browser(chromium, tmp_path_factory):
     pages = "<hr>".join(explorer.bundle["text/html"] for explorer in all_four())
     file = tmp_path_factory.mktemp("page") / "page.html"
     file.write_text(f"<!doctype html><meta charset=utf-8>{pages}", "utf-8")
-    session.page = file.as_uri()
-    yield session
-    session.quit()
+    chromium.page = file.as_uri()
+    return chromium
 
 
 def boxes(browser, scripts=True):
