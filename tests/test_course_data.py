@@ -1,6 +1,7 @@
 """The messages and instructions written for this course are varied and well-formed."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -22,12 +23,24 @@ def preferences() -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def conversations() -> list[dict]:
+    path = ROOT / "ch07_instruction" / "conversations.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def questions() -> list[dict]:
+    path = ROOT / "ch07_instruction" / "four_choices.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 TEXTS = {
     "messages": lambda: list(load_messages()["text"]),
     "instructions": lambda: [
         f"{e['instruction']} {e['input']}".strip() for e in instructions()
     ],
     "preferences": lambda: [pair["prompt"] for pair in preferences()],
+    "conversations": lambda: [entry["turns"][0] for entry in conversations()],
+    "four choices": lambda: [q["question"] for q in questions()],
 }
 each_text = pytest.mark.parametrize("name", TEXTS)
 
@@ -90,3 +103,59 @@ def test_preferences_are_pairs():
     assert sum(pair["split"] == "test" for pair in pairs) >= 60
     for pair in pairs:
         assert len(pair["chosen"].split()) < len(pair["rejected"].split()), pair
+
+
+def holds(text: str, core: str) -> bool:
+    """Is the core in the text, as whole words?"""
+    return bool(re.search(rf"(?<!\w){re.escape(core)}(?!\w)", text, re.IGNORECASE))
+
+
+def test_conversations_are_what_the_chapter_needs():
+    entries = conversations()
+    kinds = Counter(entry["kind"] for entry in entries)
+    assert len(kinds) >= 12 and min(kinds.values()) >= 60 and kinds["talk"] >= 120
+    tested = [e for e in entries if e["split"] == "test"]
+    assert sum("accepted" in e and e["kind"] != "talk" for e in tested) == 100
+    talks = [e for e in tested if e["kind"] == "talk"]
+    assert len(talks) == 30 and all("accepted" in talk for talk in talks)
+    for kind in kinds:
+        splits = {entry["split"] for entry in entries if entry["kind"] == kind}
+        assert splits == {"train", "validation", "test"}, kind
+    for entry in entries:
+        turns = entry["turns"]
+        assert len(turns) % 2 == 0 and all(t == t.strip() != "" for t in turns), entry
+        assert (len(turns) > 2) == (entry["kind"] == "talk"), entry
+        if "accepted" in entry:
+            assert any(holds(turns[-1], core) for core in entry["accepted"]), entry
+            wrong = entry["near_miss"]
+            assert not any(holds(wrong, core) for core in entry["accepted"]), entry
+
+
+def test_answers_do_not_repeat_themselves():
+    """No answer three times; no first three words in more than 3 % of a kind."""
+    answers: dict[str, list[str]] = {}
+    for entry in conversations():
+        answers.setdefault(entry["kind"], []).extend(entry["turns"][1::2])
+    every = Counter(answer for found in answers.values() for answer in found)
+    assert max(every.values()) <= 2
+    for kind, found in answers.items():
+        first = Counter(" ".join(answer.split()[:3]) for answer in found)
+        opening, count = first.most_common(1)[0]
+        assert count <= max(2, 0.03 * len(found)), (kind, opening)
+
+
+def test_four_choices_are_fair():
+    found = questions()
+    assert Counter(question["kind"] for question in found) == {
+        "knowledge": 80, "language": 60, "common_sense": 60,
+    }  # fmt: skip
+    assert Counter(question["answer"] for question in found) == dict.fromkeys(
+        range(4), 50
+    )
+    right = 0.0  # of somebody who takes one of the longest choices each time
+    for question in found:
+        lengths = [len(choice) for choice in question["choices"]]
+        assert len(set(question["choices"])) == 4, question
+        if lengths[question["answer"]] == max(lengths):
+            right += 1 / lengths.count(max(lengths))
+    assert right <= 0.35 * len(found)
