@@ -28,7 +28,7 @@ from shared.text_data import GPT2_PATTERN, Tokenizer
 from shared.tokenizer import BPETokenizer, bytes_of, gpt2_byte_of_character
 
 __all__ = [
-    "load_gguf", "chat_prompt", "fill_frame", "end_token", "Conversation",
+    "load_gguf", "SYSTEM", "chat_prompt", "fill_frame", "end_token", "Conversation",
     "load_llama", "REPOSITORIES", "load_pretrained", "CHATML", "save_gguf",
     "to_llama", "to_gpt2",
 ]  # fmt: skip
@@ -355,6 +355,25 @@ def json_tokenizer(file: dict) -> BPETokenizer:
     return make_tokenizer(tokens, special, pairs, pattern)
 
 
+def bring(repository: str, *names: str) -> Path:
+    """Return the folder in Hugging Face's cache with these files, downloaded once.
+
+    Raises FetchError, with advice, if they cannot be brought.
+    """
+    for name in names:
+        path = huggingface_hub.try_to_load_from_cache(repository, name)
+        try:
+            if not isinstance(path, str):
+                path = huggingface_hub.hf_hub_download(repository, name)
+        except Exception as error:  # of many types
+            reason = error.__cause__ or error
+            raise FetchError(
+                f"{repository} could not be brought: {reason}; "
+                f"run again {what_helps(reason)}"
+            ) from error
+    return Path(str(path)).parent
+
+
 def load_llama(folder: str | Path) -> tuple[Decoder, BPETokenizer]:
     """Return the model in a folder of Hugging Face's, in float32, and its tokenizer.
 
@@ -373,25 +392,6 @@ def load_llama(folder: str | Path) -> tuple[Decoder, BPETokenizer]:
         return model_with(LlamaModel, config, from_llama(tensors, config)), tokenizer
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder} holds no Llama like ours: {error}") from error
-
-
-def bring(repository: str, *names: str) -> Path:
-    """Return the folder in Hugging Face's cache with these files, downloaded once.
-
-    Raises FetchError, with advice, if they cannot be brought.
-    """
-    for name in names:
-        path = huggingface_hub.try_to_load_from_cache(repository, name)
-        try:
-            if not isinstance(path, str):
-                path = huggingface_hub.hf_hub_download(repository, name)
-        except Exception as error:  # of many types
-            reason = error.__cause__ or error
-            raise FetchError(
-                f"{repository} could not be brought: {reason}; "
-                f"run again {what_helps(reason)}"
-            ) from error
-    return Path(str(path)).parent
 
 
 REPOSITORIES = {  # of openai-community and of HuggingFaceTB, on Hugging Face
@@ -460,19 +460,12 @@ def gguf_bytes(settings: dict, tensors: dict[str, torch.Tensor]) -> bytes:
     return b"".join([head, bytes(-len(head) % 32), *data])
 
 
-CHATML = (
-    "{% if not messages or messages[0]['role'] != 'system' %}<|im_start|>system\n"
-    + SYSTEM
-    + "<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+CHARACTER_OF = {byte: char for char, byte in gpt2_byte_of_character().items()}
 
 
 def visible(token: bytes) -> str:
     """Return a token in GPT-2's alphabet: bytes_of backwards."""
-    character_of = {byte: char for char, byte in gpt2_byte_of_character().items()}
-    return "".join(character_of[byte] for byte in token)
+    return "".join(CHARACTER_OF[byte] for byte in token)
 
 
 def gguf_tokenizer_settings(tokenizer: BPETokenizer) -> dict[str, Any]:
@@ -512,6 +505,15 @@ def join_qkv(model: GPTModel) -> dict[str, torch.Tensor]:
     return weights
 
 
+CHATML = (
+    "{% if not messages or messages[0]['role'] != 'system' %}<|im_start|>system\n"
+    + SYSTEM
+    + "<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 def save_gguf(model: Decoder, tokenizer: BPETokenizer, file: str | Path) -> None:
     """Write a GGUF file, in float32, that llama.cpp and Ollama run.
 
@@ -524,18 +526,17 @@ def save_gguf(model: Decoder, tokenizer: BPETokenizer, file: str | Path) -> None
     config: Any = model.config
     if tokenizer.n_vocab != config.vocab_size:
         raise ValueError(f"{tokenizer.n_vocab} ids, {config.vocab_size} in the model")
-    settings: dict[str, Any] = {"general.name": Path(file).stem}
+    kind, sizes, weights = "llama", LLAMA_SIZES, weights_of(model)
     if isinstance(model, GPTModel):
         kind, sizes, weights = "gpt2", GPT2_SIZES, join_qkv(model)
-        settings["gpt2.feed_forward_length"] = 4 * config.emb_dim
-        settings["gpt2.attention.layer_norm_epsilon"] = 1e-5
-    else:
-        kind, sizes, weights = "llama", LLAMA_SIZES, weights_of(model)
-    settings["general.architecture"] = kind
+    settings = {"general.architecture": kind, "general.name": Path(file).stem}
     for ours, theirs in sizes.items():
         real = ours in ("rope_base", "norm_eps")  # where somebody may write 10000
         value = getattr(config, ours)
         settings[f"{kind}.{theirs}"] = float(value) if real else value
+    if kind == "gpt2":
+        settings["gpt2.feed_forward_length"] = 4 * config.emb_dim
+        settings["gpt2.attention.layer_norm_epsilon"] = 1e-5
     settings |= gguf_tokenizer_settings(tokenizer)
     names = {ours: theirs for theirs, ours in GGUF_NAMES[kind].items()}
     tensors = {rename(n, names, "blocks", "blk"): t for n, t in weights.items()}

@@ -75,10 +75,10 @@ class LlamaCpp:
         settings = x.CommonParams()
         settings.model.path = str(path)
         settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = n_ctx, 1, 0
-        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 2
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
         settings.cache_type_k = settings.cache_type_v = x.ggml_type.GGML_TYPE_F32
         off = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        settings.flash_attn_type, settings.warmup = off, False
+        settings.flash_attn_type, settings.warmup, settings.verbosity = off, False, 0
         self.server = x.Server(settings)
 
     def ask(self, path: str, **body: Any) -> Any:
