@@ -529,7 +529,8 @@ def save_gguf(model: Decoder, tokenizer: BPETokenizer, file: str | Path) -> None
     kind, sizes, weights = "llama", LLAMA_SIZES, weights_of(model)
     if isinstance(model, GPTModel):
         kind, sizes, weights = "gpt2", GPT2_SIZES, join_qkv(model)
-    settings = {"general.architecture": kind, "general.name": Path(file).stem}
+    settings: dict[str, Any] = {"general.architecture": kind}
+    settings["general.name"] = Path(file).stem
     for ours, theirs in sizes.items():
         real = ours in ("rope_base", "norm_eps")  # where somebody may write 10000
         value = getattr(config, ours)
