@@ -80,8 +80,8 @@ def packed(numbers: torch.Tensor, scales: torch.Tensor) -> torch.ScriptObject:
 class QuantizedLinear(nn.Module):
     """A linear layer that multiplies whole numbers, for inference on the CPU.
 
-    (..., I) -> (..., O), as the nn.Linear that it is made of. Weights have 7 bits and
-    a scale for each row; inputs have 8 bits, and are rounded at each call.
+    (B, ..., I) -> (B, ..., O), as the nn.Linear that it is made of. Weights have 7 bits
+    and a scale for each row; inputs have 8 bits, and are rounded at each call.
     """
 
     def __init__(self, linear: nn.Linear, kernel: bool | None = None):
