@@ -233,7 +233,7 @@ def test_the_sweep_is_whole_and_says_what_the_notebook_says():
         for scales in ("row", "group"):
             assert loss[model, "all", 8, scales] < 1.005 * base
             assert loss[model, "all", 2, scales] > 2 * base
-        for bits in (5, 4, 3):
+        for bits in (5, 4):
             ways = [loss[model, "all", bits, s] for s in ("group", "row", "tensor")]
             assert ways == sorted(ways)
     kinds = {part: v for (_, part, *_), v in loss.items() if part != "all"}
