@@ -84,6 +84,9 @@ class QuantizedLinear(nn.Module):
     and a scale for each row; inputs have 8 bits, and are rounded at each call.
     """
 
+    numbers: torch.Tensor
+    scales: torch.Tensor
+
     def __init__(self, linear: nn.Linear, kernel: bool | None = None):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -114,6 +117,9 @@ class QuantizedLinear(nn.Module):
 
 class QuantizedEmbedding(nn.Module):
     """An embedding in 8 bits: ids (...) -> vectors (..., D) float32."""
+
+    numbers: torch.Tensor
+    weight: torch.Tensor
 
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
@@ -149,11 +155,11 @@ def quantize(model: Decoder) -> Decoder:
 
 def size_in_bytes(model: nn.Module) -> int:
     """Return the bytes of a model's weights, those inside the kernel included."""
-    tensors = [*model.parameters(), *model.buffers()]
-    inside = [m for m in model.modules() if getattr(m, "packed", None) is not None]
-    return sum(t.nbytes for t in tensors) + sum(
-        m.out_features * (m.in_features + 4) for m in inside
-    )
+    size = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear) and layer.packed is not None:
+            size += layer.out_features * (layer.in_features + 4)
+    return size
 
 
 # Section 5.22: Speculative decoding: can it be faster without being worse?
