@@ -27,10 +27,10 @@ from shared.support.modules import check_kept, evaluating, precise
 from shared.text_data import Tokenizer, load_text
 
 __all__ = [
-    "LABELS", "SPLITS", "encode_labels", "encode_messages", "pad_batch",
-    "Classifier", "frozen_states", "classifier_loss", "label_batch", "predict",
-    "train_classifier", "paired_difference", "classify", "save_classifier",
-    "load_classifier", "load_messages",
+    "encode_labels", "encode_messages", "pad_batch", "Classifier", "frozen_states",
+    "classifier_loss", "label_batch", "predict", "train_classifier",
+    "paired_difference", "classify", "save_classifier", "load_classifier",
+    "load_messages",
 ]  # fmt: skip
 
 # Section 6.2: Baseline: how far does counting words get?
