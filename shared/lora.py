@@ -1,6 +1,6 @@
-"""A way to change every layer of a model by training one weight in a hundred. What is
-left of the memory that training needs, you work out with a pencil; and an adapter of a
-few megabytes can be put on and taken off like a hat.
+"""A way to change every layer of a model by training one weight in a hundred. You work
+out with a pencil how much memory that saves, and put adapters of a few megabytes on and
+off like hats.
 
 Generated from ch06_classification/ch06_lora.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
