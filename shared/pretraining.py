@@ -30,9 +30,9 @@ from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer
 
 __all__ = [
-    "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "Trainer", "train",
-    "mean_loss", "sample_next", "stream", "generate", "story_batch", "save_model",
-    "model_with", "load_model",
+    "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "orthogonalise", "Muon",
+    "Trainer", "train", "mean_loss", "sample_next", "stream", "generate",
+    "story_batch", "save_model", "model_with", "load_model",
 ]  # fmt: skip
 
 # Section 5.2: How do we know that it did not just learn by heart?
@@ -113,6 +113,50 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
     return config.learning_rate * share
 
 
+def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
+    """Return about the nearest orthogonal matrix: (M, N) -> (M, N), in float32.
+
+    Five Newton-Schulz steps with the coefficients of Jordan et al. (2024) bring all
+    singular values near 1.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.float().T if tall else matrix.float()  # at most as many rows as columns
+    x = x / x.norm().clamp(min=1e-7)  # no singular value above 1
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024) for matrices, its step as large as one of AdamW.
+
+    The same as torch.optim.Muon with adjust_lr_fn="match_rms_adamw", but in float32.
+    """
+
+    def __init__(
+        self, params, lr: float, weight_decay: float = 0.1, momentum: float = 0.95
+    ):
+        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(params, settings)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """Change every matrix that has a gradient; `closure` is not used."""
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.state[p]["mean"] = torch.zeros_like(p)
+                mean = self.state[p]["mean"].lerp_(p.grad, 1 - momentum)
+                ahead = p.grad.lerp(mean, momentum)  # Nesterov: the mean of one step on
+                p.mul_(1 - rate * group["weight_decay"])
+                size = 0.2 * math.sqrt(max(p.shape))
+                p.sub_(orthogonalise(ahead), alpha=rate * size)
+
+
 def make_optimizers(
     model: nn.Module, config: TrainConfig
 ) -> list[torch.optim.Optimizer]:
@@ -130,10 +174,7 @@ def make_optimizers(
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
     if for_muon:
-        muon = torch.optim.Muon(
-            for_muon, rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
+        optimizers.append(Muon(for_muon, rate, decay))
     if rest:
         decayed = {"params": [p for p in rest.values() if p.ndim >= 2]}
         others = {"params": [p for p in rest.values() if p.ndim < 2]}
