@@ -1,5 +1,6 @@
-"""A training loop that is used for real, and a model that learns to tell stories, close
-to the best loss that anybody could reach on them.
+"""A loop that trains a language model: first in ten lines, then as it is used for real.
+With it you train a model that tells stories of its own, close to the best loss that
+anybody could reach on them.
 
 Generated from ch05_pretraining/ch05_pretraining.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -30,89 +31,13 @@ from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer
 
 __all__ = [
-    "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "orthogonalise", "Muon",
-    "Trainer", "train", "mean_loss", "sample_next", "stream", "generate",
-    "story_batch", "save_model", "model_with", "load_model",
+    "Muon", "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "Trainer",
+    "train", "mean_loss", "sample_next", "stream", "generate", "story_batch",
+    "save_model", "model_with", "load_model",
 ]  # fmt: skip
 
-# Section 5.2: How do we know that it did not just learn by heart?
-IGNORE = -100  # a target that does not count, F.cross_entropy's own convention
 
-
-def next_token_loss(
-    model: nn.Module, token_ids: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, int]:
-    """Return the summed cross-entropy in nats of targets (B, T), and how many count.
-
-    Targets equal to IGNORE do not count; our own models compute no logits (N, V) for
-    them. Summed in float32 at least, whatever the model's type.
-    """
-    counts = targets != IGNORE  # (B, T)
-    if isinstance(model, Decoder):
-        logits = model.out_head(model.hidden_states(token_ids)[counts])
-    else:  # compiled, or shared by several processes
-        logits = model(token_ids)[counts]
-    total = F.cross_entropy(precise(logits), targets[counts], reduction="sum")
-    return total, int(counts.sum())
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, batches: Iterable[tuple], loss: Callable = next_token_loss
-) -> float:
-    """Return the mean loss over all that counts in the batches, in evaluation mode.
-
-    `batches` may be on any device; `loss` is as in Trainer. Raises ValueError if there
-    is nothing to evaluate.
-    """
-    device = next(model.parameters()).device
-    total, count = 0.0, 0
-    with evaluating(model):
-        for batch in batches:
-            batch_total, batch_count = loss(model, *(part.to(device) for part in batch))
-            total += batch_total.item()
-            count += batch_count
-    if not count:
-        raise ValueError("there are no targets to evaluate")
-    return total / count
-
-
-# Section 5.3: What does a training loop need?
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Raises ValueError for a setting out of range."""
-
-    max_steps: int
-    learning_rate: float = 1e-3  # the peak
-    muon: bool = False  # for the matrices in the blocks; AdamW for the rest
-    warmup_steps: int = 0
-    final_share: float = 0.1  # of the peak, when the schedule ends
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
-    accumulate: int = 1  # batches for one step
-    bfloat16: bool = False  # mixed precision
-
-    def __post_init__(self):
-        counts = (self.max_steps, self.accumulate, self.warmup_steps)
-        whole = all(type(n) is int for n in counts) and min(counts[:2]) >= 1
-        warm = 0 <= self.warmup_steps <= self.max_steps
-        shares = 0 < self.learning_rate < 1 and 0 <= self.final_share <= 1
-        limits = self.weight_decay >= 0 and self.max_grad_norm > 0
-        if not (whole and warm and shares and limits):
-            raise ValueError(f"a setting is no whole number, or out of range: {self}")
-
-
-def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of step 0, 1, ...: linear warm-up, half a cosine."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    falling = max(1, config.max_steps - 1 - config.warmup_steps)
-    progress = min(1.0, (step - config.warmup_steps) / falling)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    share = config.final_share + (1 - config.final_share) * cosine
-    return config.learning_rate * share
-
-
+# Section 5.4: Optimizers and care: AdamW, Muon, schedule, clipping, accumulation
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
     """Return about the nearest orthogonal matrix: (M, N) -> (M, N), in float32.
 
@@ -155,6 +80,82 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - rate * group["weight_decay"])
                 size = 0.2 * math.sqrt(max(p.shape))
                 p.sub_(orthogonalise(ahead), alpha=rate * size)
+
+
+IGNORE = -100  # a target that does not count, F.cross_entropy's own convention
+
+
+def next_token_loss(
+    model: nn.Module, token_ids: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """Return the summed cross-entropy in nats of targets (B, T), and how many count.
+
+    Targets equal to IGNORE do not count; our own models compute no logits (N, V) for
+    them. Summed in float32 at least, whatever the model's type.
+    """
+    counts = targets != IGNORE  # (B, T)
+    if isinstance(model, Decoder):
+        logits = model.out_head(model.hidden_states(token_ids)[counts])
+    else:  # compiled, or shared by several processes
+        logits = model(token_ids)[counts]
+    total = F.cross_entropy(precise(logits), targets[counts], reduction="sum")
+    return total, int(counts.sum())
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple], loss: Callable = next_token_loss
+) -> float:
+    """Return the mean loss over all that counts in the batches, in evaluation mode.
+
+    `batches` may be on any device; `loss` is as in Trainer. Raises ValueError if there
+    is nothing to evaluate.
+    """
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    with evaluating(model):
+        for batch in batches:
+            batch_total, batch_count = loss(model, *(part.to(device) for part in batch))
+            total += batch_total.item()
+            count += batch_count
+    if not count:
+        raise ValueError("there are no targets to evaluate")
+    return total / count
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Raises ValueError for a setting out of range."""
+
+    max_steps: int
+    learning_rate: float = 1e-3  # the peak
+    muon: bool = False  # for the matrices in the blocks; AdamW for the rest
+    warmup_steps: int = 0
+    final_share: float = 0.1  # of the peak, when the schedule ends
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    accumulate: int = 1  # batches for one step
+    bfloat16: bool = False  # products in half the bits; for hardware that has them
+
+    def __post_init__(self):
+        counts = (self.max_steps, self.accumulate, self.warmup_steps)
+        whole = all(type(n) is int for n in counts) and min(counts[:2]) >= 1
+        warm = 0 <= self.warmup_steps <= self.max_steps
+        shares = 0 < self.learning_rate < 1 and 0 <= self.final_share <= 1
+        limits = self.weight_decay >= 0 and self.max_grad_norm > 0
+        if not (whole and warm and shares and limits):
+            raise ValueError(f"a setting is no whole number, or out of range: {self}")
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """Return the learning rate of step 0, 1, ...: linear warm-up, half a cosine."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    falling = max(1, config.max_steps - 1 - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / falling)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    share = config.final_share + (1 - config.final_share) * cosine
+    return config.learning_rate * share
 
 
 def make_optimizers(
@@ -289,7 +290,7 @@ def mean_loss(records: Sequence[dict]) -> float:
     return total / sum(record["step_tokens"] for record in records)
 
 
-# Section 5.5: How do we choose the next token?
+# Section 5.5: Sampling: temperature, top-k and top-p
 def sample_next(
     logits: torch.Tensor,
     temperature: float = 1.0,
@@ -393,7 +394,7 @@ def generate(
     return torch.cat([token_ids, *new], dim=1)
 
 
-# Section 5.6: How good can a model get?
+# Section 5.6: Pretraining to the entropy floor: how good can a model get?
 def story_batch(
     texts: list[str], tokenizer: Tokenizer, context_length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -415,7 +416,7 @@ def story_batch(
     return token_ids.masked_fill(token_ids == IGNORE, end), targets
 
 
-# Section 5.7: How is a model kept?
+# Section 5.7: Saving and resuming: safetensors and checkpoints
 KINDS = {"GPTModel": (GPTModel, GPTConfig), "LlamaModel": (LlamaModel, LlamaConfig)}
 
 
