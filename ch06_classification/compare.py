@@ -43,12 +43,15 @@ RUNS = [  # model, how many blocks are trained, reading
     ("SmolLM2", 0, "last token"),
     ("SmolLM2", 30, "last token"),
     ("Tiny Tales GPT", 2, "last token"),
-    ("the same, random", 2, "last token"),
-    ("random weights", 1, "last token"),
-    ("random weights", 30, "last token"),
+    ("Tiny Tales GPT, random", 2, "last token"),
+    ("SmolLM2, random", 1, "last token"),
+    ("SmolLM2, random", 30, "last token"),
 ]
 TRAINED = {0: "head and norm", 1: "last block", 2: "all blocks", 30: "all blocks"}
-RANDOM: dict[str, Any] = {"the same, random": GPTModel, "random weights": LlamaModel}
+RANDOM: dict[str, Any] = {
+    "Tiny Tales GPT, random": GPTModel,
+    "SmolLM2, random": LlamaModel,
+}
 
 
 class FirstToken(Classifier):
@@ -76,7 +79,7 @@ KINDS = {"first token": FirstToken, "mean of tokens": MeanOfTokens}
 
 def make_model(name: str) -> tuple[Decoder, Tokenizer]:
     """Return the model of a row, and its tokenizer."""
-    small = name in ("Tiny Tales GPT", "the same, random")
+    small = name.startswith("Tiny Tales GPT")
     model, tokenizer = load_pretrained(TALES if small else "smollm2-135m")
     torch.manual_seed(123)
     if name in RANDOM:
