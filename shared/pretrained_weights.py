@@ -136,10 +136,8 @@ def gguf_weights(
 
 
 # Section 5.12: The tokenizer in the file: which ids does it know?
-SMOLLM2_PATTERN = GPT2_PATTERN.replace(
-    r" ?\p{N}+",
-    r"\p{N}",  # digits one by one, without the space before them
-).replace(r"(?!\S)", r"(?![^\s\p{N}])")
+ONE_DIGIT = GPT2_PATTERN.replace(r" ?\p{N}+", r"\p{N}")
+SMOLLM2_PATTERN = ONE_DIGIT.replace(r"(?!\S)", r"(?![^\s\p{N}])")
 PRE_TOKENIZERS = {"smollm": SMOLLM2_PATTERN, "gpt-2": GPT2_PATTERN}
 
 
@@ -366,10 +364,8 @@ def bring(repository: str, *names: str) -> Path:
         paths = [huggingface_hub.hf_hub_download(repository, name) for name in names]
     except Exception as error:  # of many types
         reason = error.__cause__ or error
-        helps = f"run again {what_helps(reason)}"
-        raise FetchError(
-            f"{repository} could not be brought: {reason}; {helps}"
-        ) from error
+        advice = f"could not be brought: {reason}; run again {what_helps(reason)}"
+        raise FetchError(f"{repository} {advice}") from error
     return Path(paths[0]).parent
 
 
@@ -417,11 +413,11 @@ def load_pretrained(name: str | Path = "smollm2-135m") -> tuple[Decoder, BPEToke
     if name == "smollm2-135m":
         return load_gguf(fetch_smollm2())
     if name in REPOSITORIES:  # a Path is not: it is always a folder
-        name, wanted = str(name), ["model.safetensors"]
+        name = str(name)
         if name.startswith("smollm2"):
-            wanted += ["config.json", "tokenizer.json"]
+            wanted = ("config.json", "tokenizer.json", "model.safetensors")
             return load_llama(bring(REPOSITORIES[name], *wanted))
-        folder = bring(REPOSITORIES[name], *wanted)
+        folder = bring(REPOSITORIES[name], "model.safetensors")
         weights = from_gpt2(read_tensors(folder / "model.safetensors"))
         config = GPT_CONFIGS[name.removeprefix("gpt2-").upper()]
         return model_with(GPTModel, config, weights), BPETokenizer.from_gpt2_files()
@@ -439,10 +435,9 @@ def write_gguf(
     with tempfile.TemporaryDirectory(dir=Path(file).parent) as folder:
         writer = gguf.GGUFWriter(Path(folder) / "new", kind)
         for key, value in settings.items():
-            value_type = gguf.GGUFValueType.get_type(value)
-            if type(value) is int:
-                value_type = gguf.GGUFValueType.UINT32  # as llama.cpp expects
-            writer.add_key_value(key, value, value_type)
+            its_type = gguf.GGUFValueType.get_type(value)
+            whole = gguf.GGUFValueType.UINT32  # as llama.cpp expects
+            writer.add_key_value(key, value, whole if type(value) is int else its_type)
         for name, tensor in tensors.items():
             writer.add_tensor(name, tensor.float().cpu().contiguous().numpy())
         try:
@@ -521,16 +516,17 @@ def save_gguf(model: Decoder, tokenizer: BPETokenizer, file: str | Path) -> None
     config: Any = model.config
     if tokenizer.n_vocab != config.vocab_size:
         raise ValueError(f"{tokenizer.n_vocab} ids, {config.vocab_size} in the model")
-    kind, sizes, weights, more = "llama", LLAMA_SIZES, weights_of(model), {}
+    kind, sizes, weights = "llama", LLAMA_SIZES, weights_of(model)
     if isinstance(model, GPTModel):
         kind, sizes, weights = "gpt2", GPT2_SIZES, join_qkv(model)
-        more = {"gpt2.feed_forward_length": 4 * config.emb_dim}
-        more["gpt2.attention.layer_norm_epsilon"] = 1e-5
-    more |= {f"{kind}.{theirs}": getattr(config, our) for our, theirs in sizes.items()}
-    settings = {"general.name": Path(file).stem, **more}
+    own = {theirs: getattr(config, ours) for ours, theirs in sizes.items()}
     if kind == "llama":
-        settings["llama.rope.freq_base"] = float(config.rope_base)  # 10000 is allowed
-    settings |= gguf_tokenizer_settings(tokenizer)
+        own["rope.freq_base"] = float(config.rope_base)  # somebody may write 10000
+    else:
+        own["feed_forward_length"] = 4 * config.emb_dim
+        own["attention.layer_norm_epsilon"] = 1e-5
+    settings: dict[str, Any] = {f"{kind}.{key}": value for key, value in own.items()}
+    settings |= {"general.name": Path(file).stem} | gguf_tokenizer_settings(tokenizer)
     names = {ours: theirs for theirs, ours in GGUF_NAMES[kind].items()}
     tensors = {rename(n, names, "blocks", "blk"): t for n, t in weights.items()}
     write_gguf(file, kind, settings, tensors)
