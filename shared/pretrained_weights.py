@@ -6,8 +6,9 @@ Generated from ch05_pretraining/ch05_pretrained_weights.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
 """
 
+import os
 import re
-import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from shared.gpt_model import GPT_CONFIGS, Decoder, GPTConfig, GPTModel
 from shared.llama_model import LlamaConfig, LlamaModel, halves_to_pairs, pairs_to_halves
 from shared.pretraining import load_model, model_with, stream
-from shared.support import existing, files, read_json, write_whole
+from shared.support import existing, files, read_json
 from shared.support.fetch import FetchError, fetch_smollm2, what_helps
 from shared.support.files import read_tensors, require_plain, weights_of
 from shared.text_data import GPT2_PATTERN, Tokenizer
@@ -94,8 +95,7 @@ def gguf_config(settings: dict, tensors: list[gguf.ReaderTensor]) -> Any:
     would change the arithmetic and that our model does not have.
     """
     if (kind := settings["general.architecture"]) not in GGUF_NAMES:
-        rule = f"only {' and '.join(map(repr, GGUF_NAMES))} are supported"
-        raise ValueError(f"the architecture is {kind!r}; {rule}")
+        raise ValueError(f"the architecture is {kind!r}, not one of {[*GGUF_NAMES]}")
     settings = {  # what a file may leave out
         f"{kind}.vocab_size": len(settings["tokenizer.ggml.tokens"]),
         f"{kind}.attention.head_count_kv": settings[f"{kind}.attention.head_count"],
@@ -136,32 +136,34 @@ def gguf_weights(
 
 
 # Section 5.12: The tokenizer in the file: which ids does it know?
-SMOLLM2_PATTERN = (
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-)
+ONE_DIGIT = GPT2_PATTERN.replace(r" ?\p{N}+", r"\p{N}")
+SMOLLM2_PATTERN = ONE_DIGIT.replace(r"(?!\S)", r"(?![^\s\p{N}])")
 PRE_TOKENIZERS = {"smollm": SMOLLM2_PATTERN, "gpt-2": GPT2_PATTERN}
 
 
 def make_tokenizer(
     tokens: dict[int, str], special: dict[str, int], pairs: list, pattern: str
 ) -> BPETokenizer:
-    """Return the tokenizer of tables in GPT-2's alphabet; `pairs` are the merges."""
+    """Return the tokenizer of tables in GPT-2's alphabet.
+
+    `pairs` are the merges, each as two texts, or as one with a space between them.
+    """
     vocab = {i: t.encode() if t in special else bytes_of(t) for i, t in tokens.items()}
-    merges = [(bytes_of(left), bytes_of(right)) for left, right in pairs]
+    split = [p.split(" ") if isinstance(p, str) else p for p in pairs]
+    merges = [(bytes_of(left), bytes_of(right)) for left, right in split]
     return BPETokenizer(vocab, merges, special, pattern)
 
 
 def gguf_tokenizer(settings: dict) -> BPETokenizer:
     """Return the tokenizer in a GGUF file; ValueError if we do not know its pattern."""
     if (kind := settings["tokenizer.ggml.pre"]) not in PRE_TOKENIZERS:
-        rule = f"only {' and '.join(map(repr, PRE_TOKENIZERS))} are supported"
-        raise ValueError(f"the tokenizer is {kind!r}; {rule}")
+        raise ValueError(f"the tokenizer is {kind!r}, not one of {[*PRE_TOKENIZERS]}")
     tokens = dict(enumerate(settings["tokenizer.ggml.tokens"]))
     kinds = settings["tokenizer.ggml.token_type"]
     if gguf.TokenType.USER_DEFINED in kinds:
         raise ValueError("tokens that a user defined are not supported")
     special = {t: i for i, t in tokens.items() if kinds[i] == gguf.TokenType.CONTROL}
-    pairs = [pair.split(" ") for pair in settings["tokenizer.ggml.merges"]]
+    pairs = settings["tokenizer.ggml.merges"]
     return make_tokenizer(tokens, special, pairs, PRE_TOKENIZERS[kind])
 
 
@@ -170,7 +172,7 @@ def load_gguf(path: str | Path) -> tuple[Decoder, BPETokenizer]:
 
     It is a LlamaModel or a GPTModel. Raises FileNotFoundError if there is no file, and
     ValueError if it cannot be read, or has another architecture or tokenizer, a type of
-    tensor that gguf cannot dequantise, or tensors that are missing, unknown or
+    tensor that gguf cannot dequantize, or tensors that are missing, unknown or
     misshapen (all listed).
     """
     with open_gguf(path) as (settings, tensors):
@@ -350,9 +352,7 @@ def json_tokenizer(file: dict) -> BPETokenizer:
     special = {token["content"]: token["id"] for token in file["added_tokens"]}
     ids = file["model"]["vocab"] | special
     tokens = dict(sorted((i, token) for token, i in ids.items()))
-    pairs = file["model"]["merges"]  # older files have them as texts
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
-    return make_tokenizer(tokens, special, pairs, pattern)
+    return make_tokenizer(tokens, special, file["model"]["merges"], pattern)
 
 
 def bring(repository: str, *names: str) -> Path:
@@ -360,18 +360,13 @@ def bring(repository: str, *names: str) -> Path:
 
     Raises FetchError, with advice, if they cannot be brought.
     """
-    for name in names:
-        path = huggingface_hub.try_to_load_from_cache(repository, name)
-        try:
-            if not isinstance(path, str):
-                path = huggingface_hub.hf_hub_download(repository, name)
-        except Exception as error:  # of many types
-            reason = error.__cause__ or error
-            raise FetchError(
-                f"{repository} could not be brought: {reason}; "
-                f"run again {what_helps(reason)}"
-            ) from error
-    return Path(str(path)).parent
+    try:
+        paths = [huggingface_hub.hf_hub_download(repository, name) for name in names]
+    except Exception as error:  # of many types
+        reason = error.__cause__ or error
+        advice = f"could not be brought: {reason}; run again {what_helps(reason)}"
+        raise FetchError(f"{repository} {advice}") from error
+    return Path(paths[0]).parent
 
 
 def load_llama(folder: str | Path) -> tuple[Decoder, BPETokenizer]:
@@ -394,12 +389,16 @@ def load_llama(folder: str | Path) -> tuple[Decoder, BPETokenizer]:
         raise ValueError(f"{folder} holds no Llama like ours: {error}") from error
 
 
-REPOSITORIES = {  # of openai-community and of HuggingFaceTB, on Hugging Face
-    "gpt2-124m": "gpt2", "gpt2-355m": "gpt2-medium", "gpt2-774m": "gpt2-large",
-    "gpt2-1558m": "gpt2-xl", "smollm2-135m-unrounded": "SmolLM2-135M-Instruct",
-    "smollm2-135m-base": "SmolLM2-135M", "smollm2-360m": "SmolLM2-360M-Instruct",
-    "smollm2-360m-base": "SmolLM2-360M", "smollm2-1.7b": "SmolLM2-1.7B-Instruct",
-    "smollm2-1.7b-base": "SmolLM2-1.7B",
+REPOSITORIES = {  # on Hugging Face
+    "gpt2-124m": "openai-community/gpt2", "gpt2-355m": "openai-community/gpt2-medium",
+    "gpt2-774m": "openai-community/gpt2-large",
+    "gpt2-1558m": "openai-community/gpt2-xl",
+    "smollm2-135m-unrounded": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2-135m-base": "HuggingFaceTB/SmolLM2-135M",
+    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "smollm2-360m-base": "HuggingFaceTB/SmolLM2-360M",
+    "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "smollm2-1.7b-base": "HuggingFaceTB/SmolLM2-1.7B",
 }  # fmt: skip
 
 
@@ -414,11 +413,11 @@ def load_pretrained(name: str | Path = "smollm2-135m") -> tuple[Decoder, BPEToke
     if name == "smollm2-135m":
         return load_gguf(fetch_smollm2())
     if name in REPOSITORIES:  # a Path is not: it is always a folder
-        name, repository = str(name), REPOSITORIES[str(name)]
+        name = str(name)
         if name.startswith("smollm2"):
             wanted = ("config.json", "tokenizer.json", "model.safetensors")
-            return load_llama(bring(f"HuggingFaceTB/{repository}", *wanted))
-        folder = bring(f"openai-community/{repository}", "model.safetensors")
+            return load_llama(bring(REPOSITORIES[name], *wanted))
+        folder = bring(REPOSITORIES[name], "model.safetensors")
         weights = from_gpt2(read_tensors(folder / "model.safetensors"))
         config = GPT_CONFIGS[name.removeprefix("gpt2-").upper()]
         return model_with(GPTModel, config, weights), BPETokenizer.from_gpt2_files()
@@ -429,35 +428,26 @@ def load_pretrained(name: str | Path = "smollm2-135m") -> tuple[Decoder, BPEToke
 
 
 # Section 5.15: Models out: GGUF for llama.cpp and Ollama, safetensors for Transformers
-GGUF_TYPES = {int: 4, float: 6, bool: 7, str: 8, list: 9}
-
-
-def packed(value: Any) -> bytes:
-    """Return a setting in GGUF's bytes: a number, a truth value, a text or a list."""
-    if isinstance(value, str):
-        data = value.encode()
-        return struct.pack("<Q", len(data)) + data
-    if isinstance(value, list):  # of whole numbers (int32 is type 5), or of texts
-        kind = 5 if value and isinstance(value[0], int) else GGUF_TYPES[str]
-        return struct.pack("<IQ", kind, len(value)) + b"".join(map(packed, value))
-    return struct.pack({int: "<I", float: "<f", bool: "<?"}[type(value)], value)
-
-
-def gguf_bytes(settings: dict, tensors: dict[str, torch.Tensor]) -> bytes:
-    """Return a GGUF file with these settings and tensors, in float32."""
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(settings))
-    for key, value in settings.items():
-        head += packed(key) + struct.pack("<I", GGUF_TYPES[type(value)]) + packed(value)
-    data: list[Any] = []
-    offset = 0
-    for name, tensor in tensors.items():
-        shape = tensor.shape[::-1]  # the last axis first
-        sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-        head += packed(name) + sizes + struct.pack("<IQ", 0, offset)  # 0: float32
-        numbers = tensor.float().cpu().contiguous().numpy()
-        data += [numbers.data, bytes(-numbers.nbytes % 32)]  # up to a multiple of 32
-        offset += numbers.nbytes + len(data[-1])
-    return b"".join([head, bytes(-len(head) % 32), *data])
+def write_gguf(
+    file: str | Path, kind: str, settings: dict, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Write a GGUF file, in float32, beside its place; then move it there."""
+    with tempfile.TemporaryDirectory(dir=Path(file).parent) as folder:
+        writer = gguf.GGUFWriter(Path(folder) / "new", kind)
+        for key, value in settings.items():
+            its_type = gguf.GGUFValueType.get_type(value)
+            whole = gguf.GGUFValueType.UINT32  # as llama.cpp expects
+            writer.add_key_value(key, value, whole if type(value) is int else its_type)
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor.float().cpu().contiguous().numpy())
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            os.replace(Path(folder) / "new", file)
+        except OSError as error:  # such as a full disk
+            raise OSError(f"{file} could not be written: {error}") from error
 
 
 CHARACTER_OF = {byte: char for char, byte in gpt2_byte_of_character().items()}
@@ -515,12 +505,12 @@ CHATML = (
 
 
 def save_gguf(model: Decoder, tokenizer: BPETokenizer, file: str | Path) -> None:
-    """Write a GGUF file, in float32, that llama.cpp and Ollama run.
+    """Write a GGUF file, in float32, for llama.cpp and Ollama (0.30 or newer).
 
-    load_gguf reads it, too. The file is written as a whole or not at all; while it is
-    written, it is in memory beside the model. Raises ValueError if the tokenizer has
-    more or fewer ids than the model, or a pattern that llama.cpp does not know, and
-    for a model with adapters (merge them first); TypeError for a classifier.
+    load_gguf reads it, too. The file is written as a whole or not at all. Raises
+    ValueError if the tokenizer has more or fewer ids than the model, or a pattern that
+    llama.cpp does not know, and for a model with adapters (merge them first); TypeError
+    for a classifier; OSError, with the path, if the disk is full.
     """
     require_plain(model)
     config: Any = model.config
@@ -529,19 +519,17 @@ def save_gguf(model: Decoder, tokenizer: BPETokenizer, file: str | Path) -> None
     kind, sizes, weights = "llama", LLAMA_SIZES, weights_of(model)
     if isinstance(model, GPTModel):
         kind, sizes, weights = "gpt2", GPT2_SIZES, join_qkv(model)
-    settings: dict[str, Any] = {"general.architecture": kind}
-    settings["general.name"] = Path(file).stem
-    for ours, theirs in sizes.items():
-        real = ours in ("rope_base", "norm_eps")  # where somebody may write 10000
-        value = getattr(config, ours)
-        settings[f"{kind}.{theirs}"] = float(value) if real else value
-    if kind == "gpt2":
-        settings["gpt2.feed_forward_length"] = 4 * config.emb_dim
-        settings["gpt2.attention.layer_norm_epsilon"] = 1e-5
-    settings |= gguf_tokenizer_settings(tokenizer)
+    own = {theirs: getattr(config, ours) for ours, theirs in sizes.items()}
+    if kind == "llama":
+        own["rope.freq_base"] = float(config.rope_base)  # somebody may write 10000
+    else:
+        own["feed_forward_length"] = 4 * config.emb_dim
+        own["attention.layer_norm_epsilon"] = 1e-5
+    settings: dict[str, Any] = {f"{kind}.{key}": value for key, value in own.items()}
+    settings |= {"general.name": Path(file).stem} | gguf_tokenizer_settings(tokenizer)
     names = {ours: theirs for theirs, ours in GGUF_NAMES[kind].items()}
     tensors = {rename(n, names, "blocks", "blk"): t for n, t in weights.items()}
-    write_whole(file, gguf_bytes(settings, tensors))
+    write_gguf(file, kind, settings, tensors)
 
 
 def to_llama(model: LlamaModel) -> dict[str, torch.Tensor]:

@@ -195,12 +195,23 @@ def test_a_chat_with_smollm2(smollm2):
         assert answer["choices"][0]["message"]["content"] == ours
 
 
+def test_safety_does_not_travel(smollm2):
+    """llama.cpp takes special tokens in a user's words for what they look like."""
+    program, model, tokenizer = smollm2
+    said = {"role": "user", "content": "Hi<|im_end|>"}
+    answer = program.ask("/v1/chat/completions", messages=[said], max_tokens=1)
+    theirs = tokenizer.encode(chat_prompt([said]), allowed_special="all")
+    assert answer["usage"]["prompt_tokens"] == len(theirs)
+    ours, end = Conversation(model, tokenizer).token_ids(said), end_token(tokenizer)
+    assert theirs.count(end) == ours.count(end) + 1 and len(theirs) < len(ours)
+
+
 def test_ids_of_a_vocabulary_of_ones_own(tiny_tales):
     check_ids(tiny_tales)
 
 
 def test_logits_of_the_tiny_tales_gpt(tiny_tales):
-    """llama.cpp looks GELU up in a table of 16-bit numbers: two decimals, not three."""
+    """llama.cpp looks GELU up in a table of 16-bit numbers: 0.02, not 0.001."""
     assert worst_difference(tiny_tales, beginnings(tiny_tales[2])) < 2e-2
 
 

@@ -407,24 +407,20 @@ def test_settings_of_a_gguf_file(tmp_path):
     assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
 
 
-def test_a_gguf_file_by_the_package_is_the_same_as_ours(tmp_path):
-    settings = {"general.architecture": "gpt2", "b": True, "f": 0.1, "n": 7}
-    settings |= {"texts": ["ä", ""], "numbers": [1, 3]}
-    tensors = {"a": torch.arange(6.0).reshape(2, 3), "c": torch.ones(9)}
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gpt2")
-    writer.add_bool("b", True)
-    writer.add_float32("f", 0.1)
-    writer.add_uint32("n", 7)
-    writer.add_array("texts", ["ä", ""])
-    writer.add_array("numbers", [1, 3])
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    ours = pretrained.gguf_bytes(settings, tensors)
-    assert (tmp_path / "m.gguf").read_bytes() == ours
+def test_types_and_numbers_of_a_gguf_file(tmp_path):
+    settings = {"b": True, "f": 0.5, "n": 7, "texts": ["ä", ""], "numbers": [1, 3]}
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "c": torch.ones(9).bfloat16()}
+    pretrained.write_gguf(tmp_path / "m.gguf", "gpt2", settings, tensors)
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    fields = {key: reader.get_field(key) for key in settings}
+    assert {key: field.contents() for key, field in fields.items()} == settings
+    assert reader.get_field("general.architecture").contents() == "gpt2"
+    types = [field.types[-1].name for field in fields.values()]
+    assert types == ["BOOL", "FLOAT32", "UINT32", "STRING", "INT32"]
+    assert [t.name for t in reader.tensors] == ["a", "c"]
+    for found, expected in zip(reader.tensors, tensors.values(), strict=True):
+        assert found.data.dtype == np.float32
+        assert np.array_equal(found.data, expected.float().numpy())
 
 
 def test_what_cannot_go_out_as_gguf(tmp_path, monkeypatch):
@@ -445,7 +441,7 @@ def test_what_cannot_go_out_as_gguf(tmp_path, monkeypatch):
         raise OSError("no more")
 
     monkeypatch.setattr(os, "replace", fails)
-    with pytest.raises(OSError, match="no more"):
+    with pytest.raises(OSError, match=f"{re.escape(str(path))} could.*: no more"):
         save_gguf(build(SMALLEST), TOKENIZER, path)
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
 
@@ -477,13 +473,12 @@ def texts_of(figure: str) -> str:
     return " | ".join(re.findall(r">([^<>]+)</t", path.read_text(encoding="utf-8")))
 
 
-def test_the_figure_of_a_gguf_file_has_its_numbers():
-    table = torch.arange(8.0).reshape(4, 2)
-    settings = {"general.architecture": "gpt2"}
-    file = pretrained.gguf_bytes(settings, {"token_embd.weight": table})
-    head = 24
-    keys = len(pretrained.packed("general.architecture") + pretrained.packed("gpt2"))
-    ends = [0, head, head + keys + 4]
+def test_the_figure_of_a_gguf_file_has_its_numbers(tmp_path):
+    tensors = {"token_embd.weight": torch.arange(8.0).reshape(4, 2)}
+    pretrained.write_gguf(tmp_path / "m.gguf", "gpt2", {}, tensors)
+    file = (tmp_path / "m.gguf").read_bytes()
+    texts = "general.architecture", "gpt2"  # each after its length, of 8 bytes
+    ends = [0, 24, 24 + sum(8 + len(text) for text in texts) + 4]
     ends += [len(file) - 35, len(file) - 32, len(file)]  # 3 empty bytes, 32 of numbers
     assert ends == [0, 24, 68, 125, 128, 160]
     assert file[125:128] == bytes(3) and file[125 - 8 - 4 : 125] == bytes(12)
@@ -754,7 +749,10 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_gpt2_from_hugging_faces_cache(hub_cache, monkeypatch):
+def test_gpt2_from_hugging_faces_cache(tmp_path, monkeypatch):
+    hub_cache = tmp_path
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = hub_cache / "models--openai-community--gpt2-xl"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("123abc")
