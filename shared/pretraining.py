@@ -312,8 +312,8 @@ def sample_next(
         )
     if temperature == 0:
         return logits.argmax(dim=-1)
-    # The largest becomes 0, so that nothing overflows at a temperature near 0; and
-    # float32 knows no 1e-46, and nothing is a number that divides by infinity.
+    # The largest becomes 0, so that nothing overflows at a temperature near 0; float32
+    # has no 1e-46, and a division by infinity would make all logits 0.
     logits = logits.float() - logits.amax(dim=-1, keepdim=True)
     logits = logits / min(max(temperature, 1e-30), 1e30)
     if top_k is not None:
