@@ -42,11 +42,10 @@ KINDS = {
 
 
 def rounded(weight: torch.Tensor, bits: int, scales: str) -> torch.Tensor:
-    """Return the weight rounded to `bits`, with a scale for each tensor, row or group."""
-    views = {"tensor": (-1,), "row": weight.shape, "group": (-1, GROUP)}
-    return dequantize(*quantize_absmax(weight.view(views[scales]), bits)).view_as(
-        weight
-    )
+    """Return the weight rounded to `bits`, a scale for each tensor, row or group."""
+    shapes = {"tensor": (-1,), "row": weight.shape, "group": (-1, GROUP)}
+    view = weight.view(shapes[scales])
+    return dequantize(*quantize_absmax(view, bits)).view_as(weight)
 
 
 def tales_loss(model: Decoder, tokenizer: Tokenizer) -> float:
