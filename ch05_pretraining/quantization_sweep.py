@@ -34,24 +34,17 @@ KINDS = {
     "W_query": "queries",
     "W_key": "keys",
     "W_value": "values",
-    "out_proj": "attention's output",
-    "gate": "MLP's gate",
-    "up": "MLP's way up",
-    "project": "MLP's way down",
+    "out_proj": "attention, output",
+    "gate": "MLP, gate projection",
+    "up": "MLP, up projection",
+    "project": "MLP, down projection",
 }
 
 
 def rounded(weight: torch.Tensor, bits: int, scales: str) -> torch.Tensor:
-    """Return the weight rounded to `bits`, with a scale for each row, tensor or group.
-
-    Of a matrix whose rows are no whole number of groups, each row is one group.
-    """
-    if scales == "tensor":
-        view = weight.flatten()
-    elif scales == "group" and weight.shape[1] % GROUP == 0:
-        view = weight.unflatten(1, (-1, GROUP))
-    else:
-        view = weight
+    """Return the weight rounded to `bits`, a scale for each tensor, row or group."""
+    shapes = {"tensor": (-1,), "row": weight.shape, "group": (-1, GROUP)}
+    view = weight.view(shapes[scales])
     return dequantize(*quantize_absmax(view, bits)).view_as(weight)
 
 

@@ -1,5 +1,5 @@
-"""Your SmolLM2 in 8 bits: a third of the memory, the same answers or nearly so, and a
-model that writes faster, through one call that you have built from a pencil example.
+"""Your SmolLM2 in 8 bits: a third of the memory, nearly the same loss, and on most
+processors a model that writes faster, through one call built from a pencil example.
 
 Generated from ch05_pretraining/ch05_quantization.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -67,8 +67,8 @@ def packed(numbers: torch.Tensor, scales: torch.Tensor) -> torch.ScriptObject:
     before = torch.backends.quantized.engine
     try:
         torch.backends.quantized.engine = KERNEL
-        with warnings.catch_warnings():  # that torch's quantized tensors will go
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch will remove its quantized tensors
             weight = torch._make_per_channel_quantized_tensor(
                 numbers, scales[:, 0].double(), zeros, 0
             )
@@ -134,9 +134,9 @@ class QuantizedEmbedding(nn.Module):
 def quantize(model: Decoder) -> Decoder:
     """Make a model's linear layers and embedding 8-bit ones; return the same model.
 
-    It writes faster then and takes a third of the memory, but can be neither trained
-    nor saved. Raises ValueError for a model that is not in float32 on the CPU, or has
-    been quantized already.
+    It takes a third of the memory, and writes faster where has_kernel(), but can be
+    neither trained nor saved. Raises ValueError for a model that is not in float32 on
+    the CPU, or has been quantized already.
     """
     if isinstance(model.tok_emb, QuantizedEmbedding):
         raise ValueError("the model has been quantized already")
@@ -173,9 +173,9 @@ def speculate(
 ) -> tuple[torch.Tensor, list[int]]:
     """Return what greedy generate returns, and how many guesses each pass accepted.
 
-    `draft(ids, n)` guesses at most n ids that follow a list of ids; token_ids are
-    (1, T). Speculative decoding (Leviathan et al., 2023). Raises ValueError for
-    another shape, or for a text that does not fit the context.
+    The same ids but for ties within float rounding; a quantized model rounds several
+    tokens otherwise than one. `draft(ids, n)` guesses at most n ids after a list of
+    ids; token_ids are (1, T). Raises ValueError if they, or the new ones, do not fit.
     """
     require_whole(0, max_new_tokens=max_new_tokens, n_draft=n_draft)
     ids, context = token_ids[0].tolist(), model.config.context_length

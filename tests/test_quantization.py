@@ -219,6 +219,31 @@ def test_the_figure_of_the_outlier_has_the_numbers_of_the_cells():
         assert shown in [texts[i : i + len(shown)] for i in starts]
 
 
+def test_the_figure_of_the_guesses_has_the_words_of_the_cell():
+    notebook = (HERE / "ch05_quantization.ipynb").read_text(encoding="utf-8")
+    guesses, best = (
+        re.findall(r'\\"([^"]+)\\"', re.search(rf"{name} = \[(.*?)\]", notebook)[1])
+        for name in ("guesses", "best")
+    )
+    svg = (HERE / "figures" / "speculate.svg").read_text(encoding="utf-8")
+    boxes = re.findall(r'y="(\d+)" text-anchor="middle"[^>]*>([^<]*)<', svg)
+    rows = {y: [word for at, word in boxes if at == y] for y, _ in boxes}
+    before = "the cat sat on the".split()
+    assert rows["108"] == before + guesses and rows["176"] == best
+    assert rows["262"] == before + best[:3]
+
+
+def test_a_scale_for_all_tokens_would_lose_the_small_ones():
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 32, bias=False)
+    x = torch.randn(2, 64) * torch.tensor([[1.0], [1000.0]])
+    wanted, found = linear(x), QuantizedLinear(linear)(x)
+    numbers, scale, zero = quantization.quantize_input(x)
+    at_once = linear((numbers - zero) * scale)
+    assert (found - wanted)[0].norm() < 0.03 * wanted[0].norm()
+    assert (at_once - wanted)[0].norm() > 0.3 * wanted[0].norm()
+
+
 def test_the_sweep_is_whole_and_says_what_the_notebook_says():
     with (HERE / "quantization_sweep.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -239,5 +264,5 @@ def test_the_sweep_is_whole_and_says_what_the_notebook_says():
     kinds = {part: v for (_, part, *_), v in loss.items() if part != "all"}
     blocks = {part: v for part, v in kinds.items() if part.startswith("block ")}
     others = sorted(kinds.keys() - blocks.keys(), key=kinds.__getitem__)
-    assert others[-1] == "embedding and head" and others[-2] == "MLP's way down"
+    assert others[-1] == "embedding and head" and others[-2] == "MLP, down projection"
     assert max(blocks, key=blocks.__getitem__) == "block 29"

@@ -6,9 +6,10 @@
 All write after the same prompt, greedily, one token at a time, in turns, in one run,
 with the same number of threads; the prompt's own time is not counted. A program that is
 not installed is left out, and said. llama.cpp reads the course's own file (Q4_1), and
-the same weights in Q8_0, which this program writes to a temporary folder. The medians
-go to ch05_pretraining/quantization_decoding.csv, whose first line names the machine;
-ch05_quantization.ipynb shows them.
+the same weights in Q8_0, which this program writes to a temporary folder. The order
+is turned round in every other round. The medians, with the lowest and the highest
+speed, go to ch05_pretraining/quantization_decoding.csv, whose first line names the
+machine; ch05_quantization.ipynb shows the medians.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from shared.support.files import save_for_transformers
 from shared.text_data import load_text
 
 PATH = COURSE / "ch05_pretraining" / "quantization_decoding.csv"
+COLUMNS = "program threads tokens_per_second lowest highest".split()
 N_PROMPT, N_NEW = 60, 48
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
@@ -180,19 +182,21 @@ def main() -> None:
                     print(f"left out: {name} ({error})")
             speeds: dict[str, list[float]] = {name: [] for name in ways}
             for round_ in range(args.rounds + 1):
-                for name, way in ways.items():
-                    speed = way()
+                turns = list(ways)[:: -1 if round_ % 2 else 1]
+                for name in turns:
+                    speed = ways[name]()
                     if round_:  # the first warms up
                         speeds[name].append(speed)
             for name, values in speeds.items():
-                middle = statistics.median(values)
-                rows.append([name, threads, f"{middle:.2f}"])
-                print(f"{name:22} {threads} threads {middle:7.2f} tokens a second")
+                found = statistics.median(values), min(values), max(values)
+                middle, low, high = (f"{speed:.2f}" for speed in found)
+                rows.append([name, threads, middle, low, high])
+                print(f"{name:22} {threads} threads {middle} tokens a second")
     table = io.StringIO()
     today = datetime.date.today().isoformat()
     print(f"# {processor()}, PyTorch {torch.__version__}, {today}", file=table)
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerows([["program", "threads", "tokens_per_second"], *rows])
+    writer.writerows([COLUMNS, *rows])
     write_whole(args.output, table.getvalue())
 
 
