@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, settings)
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure=None) -> None:  # type: ignore[override]
         """Change every matrix that has a gradient; `closure` is not used."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
