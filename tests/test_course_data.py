@@ -1,7 +1,6 @@
 """The messages and instructions written for this course are varied and well-formed."""
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from shared.classification import load_messages
+from shared.instruction import holds
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -103,11 +103,6 @@ def test_preferences_are_pairs():
     assert sum(pair["split"] == "test" for pair in pairs) >= 60
     for pair in pairs:
         assert len(pair["chosen"].split()) < len(pair["rejected"].split()), pair
-
-
-def holds(text: str, core: str) -> bool:
-    """Is the core in the text, as whole words?"""
-    return bool(re.search(rf"(?<!\w){re.escape(core)}(?!\w)", text, re.IGNORECASE))
 
 
 def test_conversations_are_what_the_chapter_needs():
