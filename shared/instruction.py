@@ -22,7 +22,7 @@ from shared.support.modules import evaluating, precise
 from shared.text_data import Tokenizer
 
 __all__ = [
-    "encode_turns", "collate", "answer_all", "length_batches", "tune", "SPLITS",
+    "encode_turns", "collate", "answer_all", "length_batches", "tune",
     "read_entries", "load_conversations", "holds", "is_right", "encode_entries",
     "answer_log_probs", "likelihoods",
 ]  # fmt: skip
@@ -93,7 +93,6 @@ def answer_all(
     max_new_tokens below 0.
     """
     require_whole(batch_size=batch_size)
-    require_whole(0, max_new_tokens=max_new_tokens)
     end = end_token(tokenizer)
     prompts = [torch.tensor(flat(encode_turns(t, tokenizer, template))) for t in talks]
     by_length = sorted(range(len(talks)), key=lambda i: len(prompts[i]))
@@ -157,9 +156,6 @@ def tune(
 
 
 # Section 7.5: From tales to talks: what is a right answer?
-SPLITS = ("train", "validation", "test")
-
-
 def read_entries(path: str | Path, *fields: str) -> list[dict]:
     """Return the entries of a JSON file, each with a text in each of these fields.
 
@@ -170,11 +166,12 @@ def read_entries(path: str | Path, *fields: str) -> list[dict]:
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} holds no list of entries")
     for n, entry in enumerate(entries):
-        if not isinstance(entry, dict) or entry.get("split", "train") not in SPLITS:
-            raise ValueError(f"{path}: entry {n} is of no known split: {entry!r:.60}")
+        known = entry if isinstance(entry, dict) else {"split": entry}
         for field in fields:
-            if not isinstance(entry.get(field), str):
+            if not isinstance(known.get(field), str):
                 raise ValueError(f"{path}: entry {n} has no text as its {field}")
+        if known.get("split", "train") not in ("train", "validation", "test"):
+            raise ValueError(f"{path}: entry {n} is of no known split: {entry!r:.60}")
     return entries
 
 

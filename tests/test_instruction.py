@@ -343,7 +343,7 @@ def test_a_batch_holds_something(batch_size):
 @pytest.mark.parametrize("n", [-1, -7, 1.5])
 def test_there_are_no_answers_of_less_than_nothing(n):
     with pytest.raises(ValueError, match=f"max_new_tokens .* got {n}"):
-        answer_all(build(GPT), TOKENIZER, [], n)
+        answer_all(build(GPT), TOKENIZER, [["Hi"]], n)
 
 
 def test_an_answer_ends_before_the_end_token():
