@@ -93,7 +93,8 @@ class Study:
         train = self.rehearsal() if how == "rehearsal" else self.splits["train"]
         set_seed(seed)
         targets = (*TARGETS, "gate", "up", "project")
-        model = apply_lora(self.model, RANK, 2 * RANK, targets)
+        model = self.model
+        apply_lora(model, RANK, 2 * RANK, targets)
         context = model.config.context_length
         encoded = encode_entries(train, self.tokenizer, context)
         generator = torch.Generator().manual_seed(seed)
