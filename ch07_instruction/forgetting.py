@@ -109,7 +109,7 @@ class Study:
         was, now = torch.cat(self.before), torch.cat(after)
         rights = [int(right.sum()) for right in after]
         learned, forgotten = int((now & ~was).sum()), int((was & ~now).sum())
-        return [how, seed, f"{rate:.2g}", f"{loss:.3f}", *rights, learned, forgotten]
+        return [how, seed, f"{rate:.2g}", f"{loss:.2f}", *rights, learned, forgotten]
 
 
 def main() -> None:

@@ -30,8 +30,15 @@ PATH = HERE / "four_choices.csv"
 def answers(
     model: Decoder, tokenizer: Tokenizer, questions: list[dict], template: str
 ) -> list[int]:
-    """Return 1 for each question whose right choice is the likeliest, 0 for others."""
-    entries = [{"turns": [q["question"], c]} for q in questions for c in q["choices"]]
+    """Return 1 for each question whose right choice is the likeliest, 0 for others.
+
+    Each choice gets a full stop: a chat model ends no answer without one.
+    """
+    entries = [
+        {"turns": [question["question"], f"{choice}."]}
+        for question in questions
+        for choice in question["choices"]
+    ]
     found = likelihoods(model.to(get_device()), tokenizer, entries, template)
     chosen = found.view(-1, 4).argmax(dim=1)
     right = torch.tensor([q["answer"] for q in questions], device=chosen.device)
