@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CHAT_TOKENS, TOKENIZER, build, shaken
+from conftest import CHAT_LLAMA, CHAT_TOKENS, TOKENIZER, build, shaken
 
 from shared.gpt_model import GPTConfig
 from shared.instruction import (
@@ -42,10 +42,7 @@ from shared.support import COURSE
 sys.path.append(str(COURSE / "ch07_instruction"))
 judge = importlib.import_module("judge")
 
-LLAMA = LlamaConfig(
-    TOKENIZER.n_vocab, 400, emb_dim=16, n_heads=2, n_layers=2, n_kv_heads=1,
-    hidden_dim=24,
-)  # fmt: skip
+LLAMA = replace(CHAT_LLAMA, context_length=400)
 GPT = GPTConfig(TOKENIZER.n_vocab, 400, emb_dim=16, n_heads=2, n_layers=2)
 ENTRY = {"instruction": "Give the plural.", "input": "mouse", "output": "mice"}
 TURNS = ["Give the plural of mouse.", "mice"]
