@@ -21,7 +21,7 @@ def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
 # --- 3.1 softmax ---------------------------------------------------------------------
 
 
-def shares(scores, largest=lambda x: 0.0, dim=-1):
+def shares(scores, largest=torch.zeros_like, dim=-1):
     powers = (scores - largest(scores)).exp()
     return powers / powers.sum(dim, keepdim=True)
 
@@ -41,7 +41,7 @@ SOFTMAX = Exercise(
         "two rows that lie far apart": (FAR_APART,),
     },
     differentiable=True,
-    notice="You may subtract any number from a row: on paper the weights stay the same.",
+    notice="Subtract what you like from a row: on paper the weights stay the same.",
     mistakes=[
         Mistake(
             shares,
@@ -297,7 +297,7 @@ class Heads:
 def split_and_join(cls, n_heads, x):
     """Return the heads, and what becomes of heads that were split rightly."""
     heads = cls(n_heads)
-    return [heads.split(x), heads.join(Heads(n_heads).split(x))]
+    return [heads.split(x), heads.join(Heads(n_heads).split(x).contiguous())]
 
 
 HEADS_CLASS = Exercise(
@@ -309,7 +309,7 @@ HEADS_CLASS = Exercise(
         "two tokens, three heads": (3, torch.arange(12.0).view(1, 2, 6)),
         "2 texts, 4 tokens, 2 heads": (2, numbers(2, 4, 8)),
     },
-    notice="`view` moved nothing, `transpose` moved nothing either: only joining copies.",
+    notice="`view` moves nothing, nor does `transpose`: only joining copies.",
     mistakes=[
         Mistake(
             partial(Heads, split="bhtk->bhtk", sizes="htk"),
@@ -381,7 +381,8 @@ SIZE = Exercise(
 
 
 def running(pairs, shrink_total=True, shrink_mixed=True, shift=True, divide=True):
-    largest, total, mixed = -math.inf, 0.0, 0.0
+    largest = -math.inf
+    total = mixed = torch.zeros(1)
     for score, value in pairs:
         new = max(largest, score) if shift else 0.0
         shrink = math.exp(largest - new) if shift else 1.0
@@ -482,8 +483,8 @@ CACHE = Exercise(
         "a prompt of three, then two tokens": (6, NEW[:3], NEW[3:4], NEW[4:5]),
         "two prompts, one after the other": (6, NEW[:2], NEW[2:5]),
     },
-    notice="Nothing had raised an error, and one token after the other was right. Test a "
-    "cache with a prompt, and then with one more token.",
+    notice="No error was raised, and one token after the other was right. Test a cache "
+    "with a prompt, and then with one more token.",
     mistakes=[
         Mistake(
             partial(Cache, grow=lambda length, n: n),
@@ -607,55 +608,68 @@ ATTENTION = Exercise(
 )
 
 
-def word_by_word(queries, keys, values, past=lambda t: slice(t + 1), is_causal=False):
-    def context(t):
-        q, k, v = queries[t : t + 1], keys[past(t)], values[past(t)]
-        heads = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-        return heads.nan_to_num()
+def word_by_word(parts, first=0, is_causal=False):
+    contexts = []
+    seen: list = []
+    for query, key, value in parts:
+        seen = [*seen, (key, value)][first:]
+        keys, values = (torch.stack(column) for column in zip(*seen, strict=True))
+        attend = partial(F.scaled_dot_product_attention, is_causal=is_causal)
+        contexts.append(attend(query[None], keys, values)[0])
+    return contexts
 
-    return torch.cat([context(t) for t in range(len(queries))])
+
+def with_the_future(parts):
+    queries, keys, values = (torch.stack(p) for p in zip(*parts, strict=True))
+    return F.scaled_dot_product_attention(queries, keys, values)
 
 
-def full(queries, keys, values):
-    return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+def as_written(answer, *parts):
+    return torch.stack(list(answer(zip(*parts, strict=True))))
 
 
 WORDS = Exercise(
     "3.9c",
     "the same, word by word",
-    full,
-    judge=lambda answer, *parts: torch.stack(list(answer(zip(*parts, strict=True)))),
+    word_by_word,
+    judge=as_written,
     cases={
         "four tokens, K = 2": tuple(numbers(4, 2, seed=s) for s in (1, 2, 3)),
         "one token": tuple(numbers(1, 2, seed=s) for s in (1, 2, 3)),
     },
-    notice="No mask was needed: what has not been written yet cannot be looked at.",
+    notice="No mask was needed: what is not written yet cannot be looked at.",
     mistakes=[
         Mistake(
-            lambda parts: word_by_word(*map(torch.stack, zip(*parts, strict=True)),
-                                       past=lambda t: slice(t, t + 1)),
-            "Every word looks only at itself. Where do the keys and values of the words "
-            "before it stay?",
+            partial(word_by_word, first=-1),
+            "Every word looks only at itself. Where do the keys and values of the "
+            "words before it stay?",
             "section 3.11",
         ),
         Mistake(
-            lambda parts: word_by_word(*map(torch.stack, zip(*parts, strict=True)),
-                                       is_causal=True),
+            partial(word_by_word, is_causal=True),
             "Every word looks only at the first one. What does `is_causal` do to a "
             "single query?",
             "pytorch/pytorch#144858",
         ),
         Mistake(
-            lambda parts: F.scaled_dot_product_attention(
-                *map(torch.stack, zip(*parts, strict=True))),
+            with_the_future,
             "You have read the whole text before you began. What had been written when "
             "the first word was asked?",
             "section 3.5",
         ),
     ],
-)  # fmt: skip
+)
 
 check = Checks(
-    SOFTMAX, SHAPES, WEIGHTS, LEAKS, HEADS_CLASS, SIZE, RUNNING, CACHE,
-    MASK, ATTENTION, WORDS,
-)  # fmt: skip
+    SOFTMAX,
+    SHAPES,
+    WEIGHTS,
+    LEAKS,
+    HEADS_CLASS,
+    SIZE,
+    RUNNING,
+    CACHE,
+    MASK,
+    ATTENTION,
+    WORDS,
+)
