@@ -94,9 +94,7 @@ def show(
         tensor = scaled.round() / 10**decimals + 0.0  # + 0.0 makes -0.0 to 0.0
         form = f"{{:.{decimals}f}}".format
     if rows is None and columns is None:
-        width = max(
-            (len(form(value)) for value in tensor.flatten().tolist()), default=0
-        )
+        width = max([0, *(len(form(value)) for value in tensor.flatten().tolist())])
         aligned: Any = {"all": lambda value: f"{form(value):>{width}}"}
         print(np.array2string(tensor.numpy(), 88, formatter=aligned, threshold=10**4))
         return
