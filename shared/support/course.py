@@ -15,10 +15,8 @@ from matplotlib.backends import BackendFilter, backend_registry
 
 # Okabe-Ito colours, which stay apart for colour-blind readers, and a grey; one meaning
 # each.
-COLORS = {
-    "tokens": "#0072B2", "weights": "#009E73", "attention": "#E69F00",
-    "loss": "#D55E00", "grey": "#767676",
-}  # fmt: skip
+COLORS = {"tokens": "#0072B2", "weights": "#009E73", "attention": "#E69F00"}
+COLORS |= {"loss": "#D55E00", "grey": "#767676"}
 
 
 def set_seed(seed: int = 123) -> None:

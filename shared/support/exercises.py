@@ -29,13 +29,12 @@ import torch
 
 from shared.support import COURSE
 
-STATES = {"right": ("✓", "right"), "open": ("○", "not solved yet")}
-COLORS = {"right": "#009E73", "open": "#777777"}  # else vermilion
+STATES = {"right": "✓ #009E73 right", "open": "○ #777777 not solved yet"}
+WRONG = "✗ #D55E00 not right yet"
 OWN_FILE = re.compile(r"<(cell|ipython)|.*ipykernel")  # where a learner's code lies
 NUMBER, LIST = int | float, list | tuple
 KINDS = (torch.Tensor, dict, LIST, NUMBER)  # what is compared alike
-CHANGED = "The result is right, but your function changes its input. Work on a copy, "
-CHANGED += "or use an operation without an underscore at its end."
+CHANGED = "The result is right, but your function changes its input: work on a copy."
 CUT = "The values are right, but the gradients that flow back through them are not. "
 CUT += "`.item()`, `.detach()`, `.data` and `torch.tensor(...)` cut the record."
 
@@ -134,9 +133,8 @@ class Exercise:
         both: list[list] = []
         for function in (self.answer, answer):
             inputs = copy.deepcopy(next(iter(self.cases.values())))
-            leaves = [a for a in inputs if torch.is_tensor(a) and a.is_floating_point()]
-            for tensor in leaves:
-                tensor.requires_grad_()
+            floats = [a for a in inputs if torch.is_tensor(a) and a.is_floating_point()]
+            leaves = [a.requires_grad_() for a in floats]
             result = torch.as_tensor(self.judge(function, *inputs))
             weights = torch.arange(1.0, result.numel() + 1).view(result.shape)
             if result.requires_grad:
@@ -225,7 +223,7 @@ class Verdict:
     @property
     def headline(self) -> str:
         """Return mark, number, title and state in a line."""
-        mark, words = STATES.get(self.state, ("✗", "not right yet"))
+        mark, _, words = STATES.get(self.state, WRONG).split(maxsplit=2)
         return f"{mark} Exercise {self.exercise.number}, {self.exercise.title}: {words}"
 
     def tables(self) -> str:
@@ -260,7 +258,7 @@ class Verdict:
         )
         body = f"<strong>{head}</strong><div>{text}</div>".replace("\n", "<br>")
         body += f'<pre style="margin: 0">{case}{tables}</pre>' * bool(case)
-        edge = f"5px solid {COLORS.get(self.state, '#D55E00')}; padding: 0.3em 0.8em"
+        edge = f"5px solid {STATES.get(self.state, WRONG)[2:9]}; padding: 0.3em 0.8em"
         return f'<div role="status" style="border-left: {edge}">{body}</div>'
 
 

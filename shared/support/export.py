@@ -30,11 +30,10 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from shared.support import COURSE, read_json, write_whole
 
-CLEAN = COURSE / ".ci" / "clean.py"
+CLEAN = f"{COURSE}/.ci/clean.py"
 COMMAND = "python -m shared.support.export"
 DIRECTIVES = ("#| export", "#| exporti")
 RULE = "a directive is a first line, `#| export` or `#| exporti`"
@@ -45,14 +44,12 @@ ORIGINAL = re.compile(r"(ch\d\d_)\w+/\1(exercises|\w+(?<!_exercises))")
 LAST_CELL = re.compile(r'"--check\\?", \\?"(\w+)')
 PROMISE = re.compile(r"^>[ \t]*(\S.*)", re.MULTILINE)
 HEADING = re.compile(r"^## (.*)", re.MULTILINE)
-LINK = re.compile(r"!?\[(.*?)\]\(.*?\)")
 
 # `--isolated` and an empty `src` keep a reader's own settings and folders out of it.
 RUFF = ["--isolated", "--quiet", "--line-length=88", "--target-version=py311"]
 RUFF += ["--config=src = []", '--config=lint.isort.known-first-party = ["shared"]']
 
 IMPORT = ast.Import | ast.ImportFrom
-DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def find_notebooks(root: Path = COURSE) -> list[Path]:
@@ -120,7 +117,7 @@ def plain(markdown: str) -> str:
     >>> plain("A **bold** word, `code` and [a link](https://example.org)")
     'A bold word, code and a link'
     """
-    return re.sub(r"[*`]", "", LINK.sub(r"\1", markdown)).strip()
+    return re.sub(r"[*`]", "", re.sub(r"!?\[(.*?)\]\(.*?\)", r"\1", markdown)).strip()
 
 
 def faults(source: str, later: set[str], known: set[str]) -> Iterator[tuple[int, str]]:
@@ -157,7 +154,7 @@ def faults(source: str, later: set[str], known: set[str]) -> Iterator[tuple[int,
 
 def defined_names(node: ast.stmt) -> list[str]:
     """Return the names, but those with an underscore, that a statement defines."""
-    names = [node.name] if isinstance(node, DEFINITION) else []
+    names = [node.name] if hasattr(node, "name") else []
     if isinstance(node, ast.Assign | ast.AnnAssign):
         stored = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
         names += [part.id for part in stored if isinstance(part.ctx, ast.Store)]
@@ -215,9 +212,9 @@ def module_text(path: Path, notebooks: list[Path]) -> str:
             refused.append(f"{label}, code cell {number}, line {line}: {reason}")
     if refused:
         raise ValueError("\n".join(refused))
+    origin = f"{label} by\n`{COMMAND}`; edit the notebook, not this file."
     head = textwrap.fill(f'"""{promise}', 88, break_on_hyphens=False)
-    head += f"\n\nGenerated from {label} by\n`{COMMAND}`; "
-    head += 'edit the notebook, not this file.\n"""'
+    head += f'\n\nGenerated from {origin}\n"""'
     return formatted("\n\n".join([head, *assemble(code)]))
 
 
@@ -249,13 +246,13 @@ def note_on_place(original: Path) -> str:
     VS Code and JupyterLab tell its path; else it is a nameless one in the working
     directory. "" if no notebook runs this.
     """
-    ipython: Any = sys.modules.get("IPython")
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if not shell:
+        return ""
     told = Path(os.environ.get("JPY_SESSION_NAME", ""))
     # A kernel that a notebook's cell has started inherits the variable.
     is_here = told.suffix == ".ipynb" and told.parent.resolve() == Path.cwd().resolve()
     running = Path.cwd() / (told.name if is_here else "")
-    if not ipython or not (shell := ipython.get_ipython()):
-        return ""
     running = Path(shell.user_ns.get("__vsc_ipynb_file__", running)).resolve()
     if running in (original.resolve(), original.resolve().parent):
         return ""
@@ -280,7 +277,7 @@ def main(argv: list[str] | None = None, root: Path = COURSE) -> int:
         try:
             if stem not in everywhere:
                 raise ValueError(f"{stem}: the course has no such notebook")
-            clean = runpy.run_path(str(CLEAN))["clean"] if args.clean else None
+            clean = runpy.run_path(CLEAN)["clean"] if args.clean else None
             rest = () if clean else (found, root, args.check)
             print(f"{stem}: {(clean or write)(everywhere[stem], *rest)}")
         except ValueError as error:

@@ -100,14 +100,11 @@ def fetch(name: str) -> Path:
                 arrived.replace(target)
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as problem:
         room = f"{2 * artifact.size / 1e6:.2f} MB in {cache_dir()}"  # packed and not
-        advice = (
-            f"run `{COMMAND} {name}` {what_helps(problem)} and room for {room}, or "
-        )
-        advice += (
-            "with LLM_COURSE_CACHE set to a folder you can write to. What happened"
-        )
-        said = f"could not bring {artifact.source}: {advice}: {problem}"
-        raise FetchError(said) from problem
+        raise FetchError(
+            f"could not bring {artifact.source}: run `{COMMAND} {name}` "
+            f"{what_helps(problem)} and room for {room}, or with LLM_COURSE_CACHE set "
+            f"to a folder you can write to. What happened: {problem}"
+        ) from problem
     return target
 
 
