@@ -1,0 +1,293 @@
+"""Exercises that answer: they run what you wrote, and tell which mistake it was.
+
+    python -m shared.support.exercises                what is solved, what comes next
+    python -m shared.support.exercises MY.ipynb       the same of your own copies
+
+The exercises of a chapter stand in `chNN_exercises.ipynb`, what they are checked with
+in `chNN_checks.py` beside it. An exercise has an answer that is right (a library's
+where there is one), cases with names, and usual mistakes, each as *code that makes it*:
+an answer that does in every case what this code does gets its hint.
+
+In the notebook, `# Exercise 3.1` begins a stub's cell, the next one is
+`check("3.1", name)`, and a fold with the summary `Solution 3.1` holds a block of
+Python. The steps of a project are 3.9a, 3.9b, ... What runs whole notebooks is in
+`.site/teaching.py`.
+"""
+
+import copy
+import html
+import math
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from shared.support import COURSE
+
+STATES = {"right": "✓ #009E73 right", "open": "○ #777777 not solved yet"}
+WRONG = "✗ #D55E00 not right yet"
+OWN_FILE = re.compile(r"<(cell|ipython)|.*ipykernel")  # where a learner's code lies
+NUMBER, LIST = int | float, list | tuple
+KINDS = (torch.Tensor, dict, LIST, NUMBER)  # what is compared alike
+CHANGED = "The result is right, but your function changes its input: work on a copy."
+CUT = "The values are right, but the gradients that flow back through them are not. "
+CUT += "`.item()`, `.detach()`, `.data` and `torch.tensor(...)` cut the record."
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A usual wrong answer, as code or value; what to say; where it was seen."""
+
+    answer: Any
+    hint: str
+    seen: str
+
+
+def refuses(test: Callable, *arguments: Any) -> str:
+    """Judge a test that the learner wrote: by whether an assert in it fails."""
+    try:
+        test(*arguments)
+    except AssertionError:
+        return "refused"
+    return "accepted"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What an answer is compared with, in which cases, and which mistakes are known.
+
+    `answer` is a right function, class or value. `cases` maps what a case is called to
+    the arguments; what is compared is `judge(answer, *arguments)`. `faulty` is what the
+    stub of a "mend it" does. `notice` is said when all is right.
+    """
+
+    number: str
+    title: str
+    answer: Any
+    mistakes: Sequence[Mistake]
+    notice: str
+    cases: dict[str, tuple] = field(default_factory=dict)
+    judge: Callable = lambda answer, *arguments: answer(*arguments)
+    differentiable: bool = False
+    faulty: Any = None
+    rtol: float = 1e-4
+
+    def check(self, answer: Any) -> "Verdict":
+        """Compare an answer with the right one, and find out what went wrong."""
+        if is_open(answer):
+            return Verdict(self, "open")
+        if callable(answer) != callable(self.answer):
+            wanted = "function or class" if callable(self.answer) else "value"
+            hint = f"A {wanted} is wanted; this is of type {type(answer).__name__}."
+            return Verdict(self, "wrong", hint)
+        given, changed = self.outcomes(answer)
+        expected, may_change = self.outcomes(self.answer)
+        untouched = self.faulty and self.alike(given, self.faulty)
+        if untouched or isinstance(given[0], NotImplementedError):
+            return Verdict(self, "open")
+        names = self.cases or [""]
+        for case, wanted, found in zip(names, expected, given, strict=True):
+            if hint := difference(wanted, found, self.rtol):
+                known = [m.hint for m in self.mistakes if self.alike(given, m.answer)]
+                error = isinstance(found, Exception) and not known
+                state = "error" if error else "wrong"
+                return Verdict(self, state, [*known, hint][0], case, wanted, found)
+        if changed and not may_change:
+            return Verdict(self, "wrong", CHANGED)
+        if self.differentiable and difference(*self.slopes(answer)):
+            return Verdict(self, "wrong", CUT)
+        return Verdict(self, "right", self.notice)
+
+    def outcomes(self, answer: Any) -> tuple[list, bool]:
+        """Return what comes out in every case (errors too); and: do inputs change?"""
+        if not callable(answer):
+            return [answer], False
+        results: list[Any] = []
+        changed = ""
+        for before in self.cases.values():
+            after = copy.deepcopy(before)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                try:
+                    results.append(self.judge(answer, *after))
+                except Exception as error:  # also an answer
+                    results.append(error)
+            for pair in zip(before, after, strict=True):
+                changed += difference(*pair) if isinstance(pair[0], KINDS) else ""
+        return results, bool(changed)
+
+    def alike(self, given: list, mistake: Any) -> bool:
+        """Tell whether outcomes are those of a known mistake, in every case."""
+        known, _ = self.outcomes(mistake)
+        if all(isinstance(outcome, Exception) for outcome in known):
+            return list(map(str, given)) == list(map(str, known))
+        return not difference(known, given, self.rtol)
+
+    def slopes(self, answer: Callable) -> tuple[list, list]:
+        """Return the gradients of the first case's inputs, as expected and as given."""
+        both: list[list] = []
+        for function in (self.answer, answer):
+            inputs = copy.deepcopy(next(iter(self.cases.values())))
+            floats = [a for a in inputs if torch.is_tensor(a) and a.is_floating_point()]
+            leaves = [a.requires_grad_() for a in floats]
+            result = torch.as_tensor(self.judge(function, *inputs))
+            weights = torch.arange(1.0, result.numel() + 1).view(result.shape)
+            if result.requires_grad:
+                (result.nan_to_num() * weights).sum().backward()
+            both.append([a.grad for a in leaves if a.grad is not None])
+        return both[0], both[1]
+
+
+def is_open(answer: Any) -> bool:
+    """Tell whether dots, or None, still stand for an answer or a part of one."""
+    parts = [*answer.values()] if isinstance(answer, dict) else answer
+    if isinstance(parts, LIST):
+        return any(map(is_open, parts))
+    return answer is ... or answer is None
+
+
+def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
+    """Say in a sentence how two outcomes differ; "" if they do not.
+
+    Numbers agree up to rounding if the expected one is not whole; a tensor of one
+    number with the number; a list with a tuple; exceptions with those of their kind.
+    """
+    if isinstance(expected, Exception):
+        right = isinstance(given, type(expected))
+        return "" if right else f"{type(expected).__name__} should be raised here."
+    if isinstance(given, Exception):
+        return raised(given)
+    if given is None and expected is not None:
+        return "What comes back is None: is there a `return`?"
+    pair: list[Any] = [expected, given]
+    pair = [v.item() if torch.is_tensor(v) and v.ndim == 0 else v for v in pair]
+    kinds = [next((k for k in KINDS if isinstance(v, k)), type(v)) for v in pair]
+    a, b = pair
+    if kinds[0] != kinds[1]:
+        return f"It is of type {type(b).__name__}, and {type(a).__name__} is wanted."
+    if kinds[0] is torch.Tensor:
+        if a.shape != b.shape:
+            return f"Its shape is {tuple(b.shape)}, and {tuple(a.shape)} is wanted."
+        if count := int(apart(a, b, rtol).sum()):
+            return f"{count} of its {a.numel()} numbers are others."
+        same = [(t.is_floating_point(), t.dtype == torch.bool) for t in pair]
+        wrong = f"Its dtype is {b.dtype}, and {a.dtype} is wanted."
+        return "" if same[0] == same[1] else wrong
+    if kinds[0] == NUMBER:
+        close = isinstance(a, float) and math.isclose(a, b, rel_tol=rtol, abs_tol=1e-6)
+        size = "large" if b > a else "small"
+        return "" if a == b or close or str(a) == str(b) else f"It is too {size}."
+    if kinds[0] not in (dict, LIST):
+        return "" if a == b else "It is another one."
+    if kinds[0] == LIST:
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+    if a.keys() != b.keys():
+        return f"It has {len(b)} entries, {[*b]}; wanted are {[*a]}."
+    unlike = {key: difference(a[key], b[key], rtol) for key in a}
+    return next((f"Entry `{key!r}`: {u}" for key, u in unlike.items() if u), "")
+
+
+def apart(a: torch.Tensor, b: torch.Tensor, rtol: float) -> torch.Tensor:
+    """Return where two tensors of one shape differ by more than rounding."""
+    a, b = (t.detach().cpu().double() for t in (a, b))
+    return ~torch.isclose(a, b, rtol=rtol, atol=1e-5, equal_nan=True)
+
+
+def raised(error: Exception) -> str:
+    """Say what was raised, and in which line of the learner's cell."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.line for f in frames if OWN_FILE.match(f.filename) and f.line]
+    place = f"\nin your line: `{lines[-1]}`" if lines else ""
+    return f"Your code raised {type(error).__name__}: {error}{place}"
+
+
+@dataclass
+class Verdict:
+    """What a check has found: text and HTML that say the same; true if right."""
+
+    exercise: Exercise
+    state: str
+    hint: str = ""
+    case: str = ""  # a value has none: what is expected would give it away
+    expected: Any = None
+    given: Any = None
+
+    def __bool__(self) -> bool:
+        return self.state == "right"
+
+    @property
+    def headline(self) -> str:
+        """Return mark, number, title and state in a line."""
+        mark, _, words = STATES.get(self.state, WRONG).split(maxsplit=2)
+        return f"{mark} Exercise {self.exercise.number}, {self.exercise.title}: {words}"
+
+    def tables(self) -> str:
+        """Return what was expected and what came, as text; ≠ stands at what differs."""
+        a, b = pair = (self.expected, self.given)
+        if not (torch.is_tensor(a) and torch.is_tensor(b) and a.shape == b.shape):
+            texts = [" ".join(repr(value).split())[:160] for value in pair]
+            return f"expected: {texts[0]}\nyours:    {texts[1]}"
+        shape = (-1, *a.shape[-2:]) if a.ndim > 1 else (1, 1, -1)
+        wrong = apart(a, b, self.exercise.rtol).view(shape)
+        n, *place = [*wrong.nonzero().tolist(), [0, 0, 0]][0]  # the first one
+        part = (n, *(slice(max(0, i - 2), max(0, i - 2) + 6) for i in place))
+        text = ""
+        for name, values in zip(("expected", "yours"), pair, strict=True):
+            text += f"{name}:\n"
+            numbers = values.detach().cpu().double().reshape(shape)[part]
+            for row in zip(numbers.tolist(), wrong[part].tolist(), strict=True):
+                cells = [f"{v:.4g}{'≠' * mark}" for v, mark in zip(*row, strict=True)]
+                text += "  ".join(f"{cell:>8}" for cell in cells) + "\n"
+        return text.rstrip()
+
+    def __repr__(self) -> str:
+        case = f"in the case: {self.case}\n{self.tables()}" if self.case else ""
+        return "\n".join(filter(None, [self.headline, self.hint, case]))
+
+    def _repr_html_(self) -> str:
+        head, *rest = html.escape(repr(self)).split("\n")
+        text = re.sub(r"`([^`]*)`", r"<code>\1</code>", "\n".join(rest))
+        text, case, tables = text.partition("in the case: ")
+        tables = re.sub(
+            r"\S+≠", r'<span style="outline: 2px solid">\g<0></span>', tables
+        )
+        body = f"<strong>{head}</strong><div>{text}</div>".replace("\n", "<br>")
+        body += f'<pre style="margin: 0">{case}{tables}</pre>' * bool(case)
+        edge = f"5px solid {STATES.get(self.state, WRONG)[2:9]}; padding: 0.3em 0.8em"
+        return f'<div role="status" style="border-left: {edge}">{body}</div>'
+
+
+class Checks:
+    """The exercises of a chapter, and how the last check of each came out.
+
+    `check("3.1", my_function)` checks; `check.progress()` shows how far you are.
+    """
+
+    def __init__(self, *exercises: Exercise) -> None:
+        self.exercises = {exercise.number: exercise for exercise in exercises}
+        self.verdicts = {n: Verdict(e, "open") for n, e in self.exercises.items()}
+
+    def __call__(self, number: str, answer: Any) -> Verdict:
+        self.verdicts[number] = self.exercises[number].check(answer)
+        return self.verdicts[number]
+
+    def progress(self) -> None:
+        """Print a square for every check, filled if it is solved, and what is open."""
+        print(squares({n: v.state for n, v in self.verdicts.items()}))
+        print(*(v.headline for v in self.verdicts.values() if not v), sep="\n")
+
+
+def squares(states: dict[str, str]) -> str:
+    """Return a chapter's line: its name, a square for every check, how many hold."""
+    marks = "".join("■" if state == "right" else "□" for state in states.values())
+    chapter = next(iter(states)).partition(".")[0]
+    return f"Chapter {chapter}: {marks} {marks.count('■')} of {len(marks)} solved"
+
+
+if __name__ == "__main__":
+    runpy.run_path(str(COURSE / ".site" / "teaching.py"))["overview"](sys.argv[1:])
