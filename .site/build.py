@@ -1,0 +1,217 @@
+"""Build the reading site: python .site/build.py writes build/site, and a zip of it beside.
+
+The site is the notebooks as they are stored, with the pages of this folder. They are copied to
+build/site-source first, where each notebook is made ready for reading: what a prediction asks for
+is folded, plots get the descriptions that their cells carry, and terms can be linked to.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sphinx.cmd.build import main as sphinx_build
+
+HERE = Path(__file__).resolve().parent
+COURSE = HERE.parent
+BUILD = COURSE / "build"
+SOURCE, STATIC, SITE = (BUILD / name for name in ("site-source", "site-static", "site"))
+
+NOTEBOOK = re.compile(r"(ch\d\d)_\w+/\1_\w+\.ipynb")
+CODE_OF_EXPLORERS = re.compile(r"<style>(.*?)</style>\s*<script>(.*?)</script>", re.DOTALL)
+LABEL = re.compile(r"(Question|Answer|Prediction|In the papers.*|\w.*[:.])")
+BOLD = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)
+BLOCKS = re.compile(r"\n\s*\n|\n(?=#|[|>]|\s*[-*] |\s*\d+\. )")
+SENTENCES = re.compile(r"(?<=[.!?)])\s+(?=[A-Z\"*`$(])")
+DISPLAYED = re.compile(r"^(> |)(\$\$.*\$\$)$", re.MULTILINE)
+APART = r"\1\n\1\2\n\1"
+LEANS = re.compile(r"(This|It|Its|Such|So|Each|These|They|That|And|Or|But|Every|We|Or)\b")
+
+
+def notebooks() -> list[Path]:
+    """List the notebooks in reading order: the chapter's own, the others, the exercises."""
+    found = [path.relative_to(COURSE) for path in COURSE.glob("ch*/*.ipynb")]
+    found = [path for path in found if NOTEBOOK.fullmatch(path.as_posix())]
+    last = "_exercises"
+    return sorted(
+        found,
+        key=lambda p: (p.stem[:4], p.stem.endswith(last), p.stem != p.parent.name, p.stem),
+    )
+
+
+# ------------------------------------------------------------------- one notebook
+
+
+def ready_for_reading(notebook: dict, targets: set[str]) -> None:
+    """Fold what is asked for, describe plots, and name the cells that others link to."""
+    asked = False
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            asked = "**Prediction:**" in source
+            source = DISPLAYED.sub(APART, source)  # MyST wants them apart
+            if cell["id"] in targets:
+                source = f"({cell['id']})=\n{source}"
+            cell["source"] = source
+            continue
+        metadata = cell["metadata"]
+        tags = metadata.setdefault("tags", [])
+        if metadata.get("jupyter", {}).get("source_hidden"):
+            tags.append("hide-input")
+        elif asked and cell["outputs"]:
+            tags.append("hide-output")
+        if "alt" in metadata:
+            metadata["mystnb"] = {"image": {"alt": metadata["alt"]}}
+        for output in cell["outputs"]:
+            html = "".join(output.get("data", {}).get("text/html", ""))
+            if html:  # an explorer's style and script stand once for all in static files
+                output["data"]["text/html"] = CODE_OF_EXPLORERS.sub("", html)
+
+
+# ----------------------------------------------------------- glossary and symbols
+
+
+class Term(NamedTuple):
+    """A word where it is first used in bold, or a formula as the papers write it."""
+
+    name: str
+    text: str  # what is said of it there
+    section: str
+    cell: str
+
+
+def blocks(paths: list[Path]) -> Iterator[tuple[str, str, str]]:
+    """Yield every paragraph of the notebooks: its text, its section, its cell's id."""
+    for path in paths:
+        section = ""
+        for cell in json.loads((COURSE / path).read_text("utf-8"))["cells"]:
+            if cell["cell_type"] != "markdown":
+                continue
+            source = re.sub(r"<details.*?</details>", "", "".join(cell["source"]), flags=re.DOTALL)
+            for block in BLOCKS.split(source):
+                if heading := re.match(r"#+ (.*)", block):
+                    section = heading[1] if block.startswith("## ") else section
+                yield " ".join(block.split()), section, cell["id"]
+
+
+def terms(paths: list[Path]) -> list[Term]:
+    """Find the bold first uses; .site/not_terms.txt lists what is bold and no term."""
+    skip = set((HERE / "not_terms.txt").read_text("utf-8").split("\n"))
+    found: dict[str, Term] = {}
+    for text, section, cell in blocks(paths):
+        if text.startswith(("#", "|")):
+            continue
+        text = re.sub(r"^([-*>]|\d+\.) ", "", text)
+        sentences = SENTENCES.split(text)
+        for n, sentence in enumerate(sentences):
+            for name in BOLD.findall(sentence):
+                if name in skip or LABEL.fullmatch(name) or len(name.split()) > 4:
+                    continue
+                said = sentence
+                if n and (LEANS.match(sentence) or len(sentence) < 50):
+                    said = f"{sentences[n - 1]} {sentence}"
+                said = BOLD.sub(r"\1", said) if said.count("**") % 2 == 0 else said.replace("**", "")
+                key = name.lower().removesuffix("s")
+                found.setdefault(key, Term(name.lower() if name[1:].islower() else name, said, section, cell))
+    return sorted(found.values(), key=lambda term: term.name.lower().lstrip("−"))
+
+
+def glossary(found: list[Term]) -> str:
+    """Return the glossary as a page."""
+    lines = []
+    letter = ""
+    for term in found:
+        first = term.name.lstrip("−")[0].upper()
+        if first != letter:
+            letter = first
+            lines.append(f"## {letter}\n")
+        lines.append(f"**{term.name}**: {term.text} ([{plain(term.section)}](#{term.cell}))\n")
+    return "\n".join(lines)
+
+
+def plain(markdown: str) -> str:
+    """Return a heading without its markup."""
+    return re.sub(r"[*`]", "", markdown)
+
+
+def formulas(paths: list[Path]) -> list[Term]:
+    """Find the boxes "In the papers this is written"."""
+    found = []
+    for path in paths:
+        section = ""
+        for cell in json.loads((COURSE / path).read_text("utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "markdown":
+                continue
+            for block in re.split(r"\n\s*\n", source):
+                if heading := re.findall(r"^## (.*)", block, re.MULTILINE):
+                    section = heading[-1]
+                if block.startswith("> **In the papers"):
+                    found.append(Term("", block, section, cell["id"]))
+    return found
+
+
+def symbols(found: list[Term]) -> str:
+    """Return the boxes as parts of a page."""
+    return "\n\n".join(
+        f"## [{plain(box.section)}](#{box.cell})\n\n{DISPLAYED.sub(APART, box.text)}" for box in found
+    )
+
+
+# ----------------------------------------------------------------------- the site
+
+
+def stage() -> None:
+    """Write build/site-source: the pages of this folder, notebooks and their figures."""
+    for folder in (SOURCE, STATIC):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    paths = notebooks()
+    found, boxes = terms(paths), formulas(paths)
+    made = {
+        "<!-- terms -->": glossary(found),
+        "<!-- formulas -->": symbols(boxes),
+        "<!-- notebooks -->": "\n".join(path.with_suffix("").as_posix() for path in paths),
+    }
+    targets = {term.cell for term in found + boxes}
+    for page in HERE.glob("*.md"):
+        text = page.read_text("utf-8")
+        targets |= set(re.findall(r"\(#(ch\w+-\w+)\)", text))
+        for place, content in made.items():
+            text = text.replace(place, content)
+        (SOURCE / page.name).write_text(text, "utf-8")
+    for path in paths:
+        (SOURCE / path).parent.mkdir(exist_ok=True)
+        figures = COURSE / path.parent / "figures"
+        shutil.copytree(figures, SOURCE / path.parent / "figures", dirs_exist_ok=True)
+        notebook = json.loads((COURSE / path).read_text("utf-8"))
+        ready_for_reading(notebook, targets)
+        (SOURCE / path).write_text(json.dumps(notebook), "utf-8")
+    page = (COURSE / "shared/support/explore.html").read_text("utf-8")
+    style, script = CODE_OF_EXPLORERS.search(page).groups()
+    (STATIC / "explore.css").write_text(style, "utf-8")
+    (STATIC / "explore.js").write_text(script, "utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; return 0 if Sphinx has nothing to complain about."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.parse_args(argv)
+    stage()
+    shutil.rmtree(SITE, ignore_errors=True)
+    doctrees = BUILD / "site-doctrees"
+    shutil.rmtree(doctrees, ignore_errors=True)
+    options = ["-W", "--keep-going", "-q", "-c", str(HERE), "-d", str(doctrees)]
+    failed = sphinx_build([*options, str(SOURCE), str(SITE)])
+    if not failed:
+        shutil.make_archive(str(SITE), "zip", SITE)
+        print(f"open {SITE / 'index.html'}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
