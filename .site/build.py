@@ -27,9 +27,8 @@ LABEL = re.compile(r"(Question|Answer|Prediction|In the papers.*|\w.*[:.])")
 BOLD = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)
 BLOCKS = re.compile(r"\n\s*\n|\n(?=#|[|>]|\s*[-*] |\s*\d+\. )")
 SENTENCES = re.compile(r"(?<=[.!?)])\s+(?=[A-Z\"*`$(])")
-DISPLAYED = re.compile(r"^(> |)(\$\$.*\$\$)$", re.MULTILINE)
-APART = r"\1\n\1\2\n\1"
-LEANS = re.compile(r"(This|It|Its|Such|So|Each|These|They|That|And|Or|But|Every|We|Or)\b")
+DISPLAYED = re.compile(r"(\$\$[^$]+\$\$)")
+LEANS = re.compile(r"(This|It|Its|Such|So|Each|These|They|That|There|Then|Here|And|Or|But|Every)\b")
 
 
 def notebooks() -> list[Path]:
@@ -53,7 +52,7 @@ def ready_for_reading(notebook: dict, targets: set[str]) -> None:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             asked = "**Prediction:**" in source
-            source = DISPLAYED.sub(APART, source)  # MyST wants them apart
+            source = apart(source)
             if cell["id"] in targets:
                 source = f"({cell['id']})=\n{source}"
             cell["source"] = source
@@ -69,7 +68,28 @@ def ready_for_reading(notebook: dict, targets: set[str]) -> None:
         for output in cell["outputs"]:
             html = "".join(output.get("data", {}).get("text/html", ""))
             if html:  # an explorer's style and script stand once for all in static files
-                output["data"]["text/html"] = CODE_OF_EXPLORERS.sub("", html)
+                html = CODE_OF_EXPLORERS.sub("", html).replace("<tr><th><th", "<tr><td><th")
+                output["data"]["text/html"] = html
+
+
+def apart(source: str) -> str:
+    r"""Put each displayed formula on lines of its own, as MyST wants it.
+
+    >>> apart("> Written $$x$$ with x.")
+    '> Written\n>\n> $$x$$\n>\n> with x.'
+    """
+    lines = []
+    for line in source.split("\n"):
+        mark = ">" if line.startswith(">") else ""
+        parts = [part.strip() for part in DISPLAYED.split(line.removeprefix(mark))]
+        if len(parts) == 1:
+            lines.append(line)
+        for part in parts if len(parts) > 1 else []:
+            between = lines and lines[-1].strip("> ") and (part.startswith("$$") or lines[-1].endswith("$$"))
+            lines += [mark] * bool(between) + [f"{mark} {part}".strip()] * bool(part)
+        if len(parts) > 1 and parts[-1] == "":
+            lines.append(mark)
+    return "\n".join(lines)
 
 
 # ----------------------------------------------------------- glossary and symbols
@@ -98,9 +118,17 @@ def blocks(paths: list[Path]) -> Iterator[tuple[str, str, str]]:
                 yield " ".join(block.split()), section, cell["id"]
 
 
+def advice() -> tuple[set[str], dict[str, Term]]:
+    """Read .site/terms.txt: what is no term, and what is said in other words."""
+    lines = (HERE / "terms.txt").read_text("utf-8").splitlines()
+    skip = {line[2:].lower() for line in lines if line.startswith("- ")}
+    pairs = [line.split(": ", 1) for line in lines if not line.startswith(("- ", "#"))]
+    return skip, {name.lower(): Term(name, text, "", "") for name, text in pairs}
+
+
 def terms(paths: list[Path]) -> list[Term]:
-    """Find the bold first uses; .site/not_terms.txt lists what is bold and no term."""
-    skip = set((HERE / "not_terms.txt").read_text("utf-8").split("\n"))
+    """Find the bold first uses, each with the sentence that it stands in."""
+    skip, told = advice()
     found: dict[str, Term] = {}
     for text, section, cell in blocks(paths):
         if text.startswith(("#", "|")):
@@ -109,15 +137,21 @@ def terms(paths: list[Path]) -> list[Term]:
         sentences = SENTENCES.split(text)
         for n, sentence in enumerate(sentences):
             for name in BOLD.findall(sentence):
-                if name in skip or LABEL.fullmatch(name) or len(name.split()) > 4:
+                low = name.lower()
+                if low in skip or LABEL.fullmatch(name) or len(name.split()) > 4:
                     continue
                 said = sentence
                 if n and (LEANS.match(sentence) or len(sentence) < 50):
                     said = f"{sentences[n - 1]} {sentence}"
-                said = BOLD.sub(r"\1", said) if said.count("**") % 2 == 0 else said.replace("**", "")
-                key = name.lower().removesuffix("s")
-                found.setdefault(key, Term(name.lower() if name[1:].islower() else name, said, section, cell))
-    return sorted(found.values(), key=lambda term: term.name.lower().lstrip("−"))
+                said = said.replace("**", "").removesuffix(":")
+                name = low if sentence.startswith("**") and name[1:].islower() else name
+                term = told.get(low, Term(name, said, "", ""))
+                same = low.removesuffix("s")  # tokens, token
+                found.setdefault(same, term._replace(section=section, cell=cell))
+    left = set(told) - {term.name.lower() for term in found.values()}
+    if left:
+        print(f".site/terms.txt: nowhere in bold: {', '.join(sorted(left))}")
+    return sorted(found.values(), key=lambda term: term.name.lower())
 
 
 def glossary(found: list[Term]) -> str:
@@ -125,7 +159,7 @@ def glossary(found: list[Term]) -> str:
     lines = []
     letter = ""
     for term in found:
-        first = term.name.lstrip("−")[0].upper()
+        first = term.name[0].upper()
         if first != letter:
             letter = first
             lines.append(f"## {letter}\n")
@@ -158,7 +192,7 @@ def formulas(paths: list[Path]) -> list[Term]:
 def symbols(found: list[Term]) -> str:
     """Return the boxes as parts of a page."""
     return "\n\n".join(
-        f"## [{plain(box.section)}](#{box.cell})\n\n{DISPLAYED.sub(APART, box.text)}" for box in found
+        f"## [{plain(box.section)}](#{box.cell})\n\n{apart(box.text)}" for box in found
     )
 
 
@@ -197,6 +231,27 @@ def stage() -> None:
     (STATIC / "explore.js").write_text(script, "utf-8")
 
 
+# What themes and extensions write that screen readers stumble over.
+MENDED = {
+    ' aria-label="Toggle hidden content"': "",
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="The course">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="This page">',
+    '<div id="search-results">': '<h1 class="hidden-title">Search</h1><div id="search-results">',
+}
+
+
+def mend() -> None:
+    """Bring the pages to the state that tests/test_site.py wants."""
+    for page in SITE.rglob("*.html"):
+        text = page.read_text("utf-8")
+        for old, new in MENDED.items():
+            text = text.replace(old, new)
+        page.write_text(text, "utf-8")
+    shutil.rmtree(SITE / "_sources", ignore_errors=True)
+    shutil.rmtree(BUILD / "jupyter_execute", ignore_errors=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the program; return 0 if Sphinx has nothing to complain about."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -208,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     options = ["-W", "--keep-going", "-q", "-c", str(HERE), "-d", str(doctrees)]
     failed = sphinx_build([*options, str(SOURCE), str(SITE)])
     if not failed:
+        mend()
         shutil.make_archive(str(SITE), "zip", SITE)
         print(f"open {SITE / 'index.html'}")
     return failed

@@ -23,9 +23,8 @@ html_theme = "furo"
 html_static_path = ["static", "../build/site-static"]
 html_css_files = ["site.css", "explore.css"]
 html_js_files = ["site.js", ("explore.js", {"defer": "defer"})]
-html_show_copyright = html_show_sphinx = html_copy_source = False
+html_show_copyright = html_show_sphinx = html_copy_source = html_use_index = False
 html_math_renderer = "mathml"
-html_last_updated_fmt = None
 
 
 def write_inline(translator, node) -> None:
