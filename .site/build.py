@@ -196,6 +196,82 @@ def symbols(found: list[Term]) -> str:
     )
 
 
+# ------------------------------------------------------------ what the pages show
+
+
+def cells_of(path: Path) -> list[dict]:
+    """Return the cells of a notebook, each source as one string."""
+    cells = json.loads((COURSE / path).read_text("utf-8"))["cells"]
+    return [cell | {"source": "".join(cell["source"])} for cell in cells]
+
+
+def outputs(paths: list[Path]) -> dict[str, str]:
+    """Return what cells have printed, by the cell's id."""
+    return {
+        cell["id"]: "".join("".join(output.get("text", "")) for output in cell["outputs"])
+        for path in paths
+        for cell in cells_of(path)
+        if cell["cell_type"] == "code"
+    }
+
+
+def chapters(paths: list[Path]) -> str:
+    """Return a list of the notebooks with what each promises, and how long it runs."""
+    lines = []
+    for path in paths:
+        opening = cells_of(path)[0]["source"]
+        title = re.search(r"^# (.*)", opening, re.MULTILINE)
+        promise = re.search(r"^> (.*)", opening, re.MULTILINE)
+        if title and promise:
+            time = re.search(r"\*\*Time:\*\* (.*?) to run", opening)
+            runs = f" *Runs {time[1]}.*" if time else ""
+            runs = runs.replace("Runs about", "Runs for about").replace("Runs under", "Runs in under")
+            indent = "" if path.stem == path.parent.name else "  "
+            lines.append(f"{indent}* [{title[1]}]({path.as_posix()}). {promise[1]}{runs}")
+    return "\n".join(lines)
+
+
+def further(paths: list[Path]) -> str:
+    """Return the lists "Go further" of the notebooks."""
+    parts = []
+    for path in paths:
+        text = "\n\n".join(c["source"] for c in cells_of(path) if c["cell_type"] == "markdown")
+        found = re.search(r"^## Go further\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+        items = re.findall(r"^\* .*", found[1], re.MULTILINE) if found else []
+        title = re.match(r"# (.*)", text)
+        if items and title:
+            parts.append(f"### [{title[1]}]({path.as_posix()})\n\n" + "\n".join(items))
+    return "\n\n".join(parts)
+
+
+def commands() -> dict[str, str]:
+    """Return the README's commands, as blocks of code, by name."""
+    readme = (COURSE / "README.md").read_text("utf-8")
+    marked = r"<!-- command: (\w+) -->\n(```sh\n.*?\n```)"
+    found = dict(re.findall(marked, readme, re.DOTALL))
+    small = re.search(r"```sh\n[^`]*download\.pytorch\.org/whl/cpu\n```", readme)
+    return found | ({"small": small[0]} if small else {})
+
+
+def filled(page: str, paths: list[Path]) -> str:
+    """Return a page of this folder with what is generated in its places."""
+    made = {
+        "terms": lambda: glossary(terms(paths)),
+        "formulas": lambda: symbols(formulas(paths)),
+        "notebooks": lambda: "\n".join(p.with_suffix("").as_posix() for p in paths),
+        "chapters": lambda: chapters(paths),
+        "further": lambda: further(paths),
+    }
+    for name, make in made.items():
+        if f"<!-- {name} -->" in page:
+            page = page.replace(f"<!-- {name} -->", make())
+    for place, cell in re.findall(r"(<!-- output (.*?) -->)", page):
+        page = page.replace(place, f"```text\n{outputs(paths)[cell].strip()}\n```")
+    for place, name in re.findall(r"(<!-- command (.*?) -->)", page):
+        page = page.replace(place, commands()[name])
+    return page
+
+
 # ----------------------------------------------------------------------- the site
 
 
@@ -205,18 +281,10 @@ def stage() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     paths = notebooks()
-    found, boxes = terms(paths), formulas(paths)
-    made = {
-        "<!-- terms -->": glossary(found),
-        "<!-- formulas -->": symbols(boxes),
-        "<!-- notebooks -->": "\n".join(path.with_suffix("").as_posix() for path in paths),
-    }
-    targets = {term.cell for term in found + boxes}
+    targets: set[str] = set()
     for page in HERE.glob("*.md"):
-        text = page.read_text("utf-8")
+        text = filled(page.read_text("utf-8"), paths)
         targets |= set(re.findall(r"\(#(ch\w+-\w+)\)", text))
-        for place, content in made.items():
-            text = text.replace(place, content)
         (SOURCE / page.name).write_text(text, "utf-8")
     for path in paths:
         (SOURCE / path).parent.mkdir(exist_ok=True)
