@@ -1,7 +1,7 @@
 """Sphinx settings of the reading site, which build.py makes out of build/site-source.
 
-Formulas become MathML while building, so that reading needs neither a script from elsewhere
-nor a network. Notebooks are shown as they are stored; nothing is run.
+Formulas become MathML while building, so that reading needs neither a script from
+elsewhere nor a network. Notebooks are shown as they are stored; nothing is run.
 """
 
 from docutils import nodes
