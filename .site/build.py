@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from pages import COURSE, HERE, apart, filled, notebooks
+from slides import write_decks
 from sphinx.cmd.build import main as sphinx_build
 
 BUILD = COURSE / "build"
@@ -25,6 +26,7 @@ EMPTY_HEADER = re.compile(r"<th>(?:</th>)?\s*(?=<th)")
 
 # What the theme and MyST-NB write that readers with a screen reader stumble over.
 MENDED = {
+    '<th class="head"><p></p></th>': "<td></td>",
     ' aria-label="Toggle hidden content"': "",
     '<p class="caption" role="heading"': '<p class="caption" role="heading" '
     'aria-level="2"',
@@ -117,6 +119,7 @@ def main() -> int:
             mend(page)
         for folder in (SITE / "_sources", BUILD / "jupyter_execute"):
             shutil.rmtree(folder, ignore_errors=True)
+        write_decks(notebooks(), SITE)
         shutil.make_archive(str(SITE), "zip", SITE)
         print(f"open {SITE / 'index.html'}")
     return failed

@@ -199,6 +199,15 @@ def further(paths: list[Path]) -> str:
     return "\n\n".join(parts)
 
 
+def decks(paths: list[Path]) -> str:
+    """Return a list of links to the slides of the notebooks."""
+    items = []
+    for path in paths:
+        title = cells_of(path)[0]["source"].partition("\n")[0].lstrip("# ")
+        items.append(f'<li><a href="slides/{path.stem}.html">{plain(title)}</a></li>')
+    return "\n".join(["<ul>", *items, "</ul>"])
+
+
 def printed(paths: list[Path], cell_id: str) -> str:
     """Return what a cell has printed. Raises ValueError if there is no such cell."""
     for path in paths:
@@ -226,6 +235,7 @@ def filled(page: str, paths: list[Path]) -> str:
         "terms": glossary,
         "formulas": formulas,
         "chapters": chapters,
+        "decks": decks,
         "further": further,
         "notebooks": lambda paths: "\n".join(
             path.with_suffix("").as_posix() for path in paths

@@ -8,7 +8,10 @@ import pooch
 import pytest
 
 SITE = Path(os.environ.get("LLM_COURSE_SITE", "."))
-PAGES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html"))
+NAMES = sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html"))
+PAGES = [name for name in NAMES if not name.startswith("slides/")]
+DECKS = [name for name in NAMES if name.startswith("slides/")]
+IN_THE_DARK = ["ch01_intro/ch01_intro", "ch03_attention/ch03_attention"]
 BUILT = "LLM_COURSE_SITE" in os.environ
 pytestmark = [
     pytest.mark.slow,
@@ -24,6 +27,13 @@ axe.run(document, how).then(found => done(found.violations.map(({id, help, nodes
   `${id}, ${nodes.length} times: ${help}; first ${nodes[0].html.slice(0, 200)}`)));
 """
 OPEN_ALL = "document.querySelectorAll('details').forEach(fold => fold.open = true)"
+MEASURE = """
+return [...document.querySelectorAll(".slides section")].map(slide => {
+  const code = slide.querySelector(".source pre")?.textContent ?? "";
+  return [slide.scrollHeight, slide.scrollWidth - slide.clientWidth,
+    code.trim().split("\\n").length];
+});
+"""
 ENTER, RIGHT = "\ue007", "\ue014"  # as WebDriver has them
 
 
@@ -38,14 +48,19 @@ def axe(tmp_path_factory) -> str:
     return Path(file).read_text(encoding="utf-8")
 
 
+def resize(browser, width: int) -> None:
+    """Make the window as wide, and as high as a laptop's."""
+    sizes = {"width": width, "height": 800, "deviceScaleFactor": 1}
+    sizes["mobile"] = width < 500
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+
+
 @pytest.fixture
 def show(chromium):
     """Return a function that opens a page in a window of some size and colours."""
 
     def open_page(page: str, width: int = 1280, scheme: str = "light"):
-        sizes = {"width": width, "height": 900, "deviceScaleFactor": 1}
-        sizes["mobile"] = width < 500
-        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+        resize(chromium, width)
         feature = {"name": "prefers-color-scheme", "value": scheme}
         chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         chromium.get(f"{SITE.resolve().as_uri()}/{page}")
@@ -65,10 +80,6 @@ def until(condition, seconds: float = 20):
     return value
 
 
-def notebook_pages() -> list[str]:
-    return [page for page in PAGES if page.startswith("ch")]
-
-
 @pytest.mark.parametrize("page", PAGES or ["index.html"])
 def test_a_page_is_quiet_and_can_be_read_by_all(show, axe, page):
     browser = show(page)
@@ -79,7 +90,11 @@ def test_a_page_is_quiet_and_can_be_read_by_all(show, axe, page):
     browser.execute_script(axe)
     browser.set_script_timeout(120)
     assert browser.execute_async_script(RUN_AXE, {}) == []
-    browser = show(page, width=390, scheme="dark")
+
+
+@pytest.mark.parametrize("page", ["index", "symbols", *IN_THE_DARK])
+def test_a_dark_page_has_contrast(show, axe, page):
+    browser = show(f"{page}.html", width=390, scheme="dark")
     browser.execute_script(OPEN_ALL)
     browser.execute_script(axe)
     contrast = {"runOnly": ["color-contrast", "scrollable-region-focusable"]}
@@ -88,8 +103,9 @@ def test_a_page_is_quiet_and_can_be_read_by_all(show, axe, page):
 
 @pytest.mark.parametrize("page", PAGES or ["index.html"])
 def test_a_page_fits_its_window(show, page):
-    for width in 390, 768, 1100, 1280:
-        browser = show(page, width)
+    browser = show(page)
+    for width in 1280, 1100, 768, 390:
+        resize(browser, width)
         wide = "return document.documentElement.scrollWidth"
         assert browser.execute_script(wide) <= width, width
 
@@ -100,10 +116,10 @@ def test_an_output_that_gives_a_prediction_away_is_folded(show):
     assert len(folds) > 10
     inside = folds[0].find_element("css selector", ".cell_output")
     assert not inside.is_displayed()
-    folds[0].find_element("tag name", "summary").click()
+    folds[0].find_element("tag name", "summary").send_keys(ENTER)
     assert inside.is_displayed() and inside.text
     compare = browser.find_element("xpath", "//summary[text()='Compare']")
-    compare.click()
+    compare.send_keys(ENTER)
     assert compare.find_element("xpath", "..").get_attribute("open")
 
 
@@ -124,7 +140,9 @@ def test_an_explorer_answers_to_mouse_and_keyboard(show):
 
     browser = show("ch03_attention/ch03_attention.html")
     box = browser.find_element("css selector", ".explorer[data-kind=attention]")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", box
+    )
     told = box.find_element("class name", "told")
     words = box.find_elements("css selector", ".words .c")
     ActionChains(browser).move_to_element(words[5]).perform()
@@ -140,6 +158,30 @@ def test_notebooks_lead_to_each_other(show):
     browser.execute_script("arguments[0].click()", link)
     until(lambda: browser.title.startswith("Chapter 2"))
     assert browser.current_url.endswith("ch02_text_data/ch02_text_data.html")
+
+
+@pytest.mark.parametrize("deck", DECKS or ["slides/ch01_intro.html"])
+def test_no_slide_is_higher_than_the_screen(show, deck):
+    browser = show(deck)
+    until(lambda: browser.execute_script("return document.body.dataset.ready"))
+    browser.execute_script(OPEN_ALL)
+    slides = browser.execute_script(MEASURE)
+    assert len(slides) > 20
+    for number, (height, hidden, lines) in enumerate(slides, 1):
+        assert height <= 700 and hidden <= 0 and lines <= 15, number
+    assert browser.get_log("browser") == []
+
+
+def test_a_deck_goes_on_and_folds_what_was_asked(show):
+    browser = show("slides/ch03_attention.html")
+    until(lambda: browser.execute_script("return document.body.dataset.ready"))
+    body = browser.find_element("tag name", "body")
+    body.send_keys(RIGHT)
+    until(lambda: browser.current_url.endswith("#/1"))
+    go = "Reveal.slide([...document.querySelectorAll('.slides > section')]"
+    browser.execute_script(go + ".findIndex(s => s.className.includes('prediction')))")
+    fold = browser.find_element("css selector", "section.present details")
+    assert not fold.get_attribute("open")
 
 
 def test_formulas_are_typeset_without_a_script(show):
