@@ -38,7 +38,8 @@ def clean(path: Path) -> str:
     notebook["metadata"] = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for cell in notebook["cells"]:
         metadata = cell["metadata"]
-        cell["metadata"] = {"tags": metadata["tags"]} if metadata.get("tags") else {}
+        kept = {name: metadata.get(name) for name in ("alt", "tags")}
+        cell["metadata"] = {name: value for name, value in kept.items() if value}
         if metadata.get("jupyter", {}).get("source_hidden"):
             cell["metadata"]["jupyter"] = {"source_hidden": True}
         source = "".join(cell["source"]).rstrip("\n")

@@ -578,7 +578,13 @@ def test_clean_undoes_what_jupyterlab_adds(root, capsys):
     cells = [
         text,
         code(1, "ch02-002", "1", [], **folded),
-        code(2, "ch02-003", "print()\nplot()", [*streams, stream("stdout", "d")]),
+        code(
+            2,
+            "ch02-003",
+            "print()\nplot()",
+            [*streams, stream("stdout", "d")],
+            alt="A line that falls.",
+        ),
     ]
     clean = stored(*cells)
 
@@ -594,7 +600,7 @@ def test_clean_undoes_what_jupyterlab_adds(root, capsys):
     heading["source"] = "".join(heading["source"]) + "\n"
     hidden["metadata"]["jupyter"]["outputs_hidden"] = True
     hidden["metadata"]["execution"] = {"iopub.status.busy": "2020-01-01T00:00:00Z"}
-    plot["metadata"] = {"scrolled": True, "jupyter": {"source_hidden": False}}
+    plot["metadata"] |= {"scrolled": True, "jupyter": {"source_hidden": False}}
     plot["outputs"][2]["metadata"]["needs_background"] = "light"
     plot["outputs"][:1] = [
         stream("stdout", "a\n"),

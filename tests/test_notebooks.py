@@ -103,6 +103,18 @@ def test_notebook_is_small_and_its_figures_exist(path):
         )
 
 
+@each_notebook
+def test_a_plot_says_what_it_shows(path):
+    """For those who cannot see it: cell metadata {"alt": "one sentence"}."""
+    for number, cell in code_cells(path):
+        plots = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+        alt = cell.metadata.get("alt", "")
+        assert bool(plots) == bool(alt), (
+            f"code cell {number}: {len(plots)} plots, described as {alt!r}"
+        )
+        assert not alt or re.fullmatch(r"[A-Z].{40,400}\.", alt), alt
+
+
 @each_figure
 def test_figure_has_the_course_look(path):
     svg = path.read_text(encoding="utf-8")
@@ -132,7 +144,7 @@ def test_notebook_was_stored_from_a_full_run(path):
     assert counts == list(range(1, len(counts) + 1)), advice
     for cell in cells:
         hidden = {"source_hidden": True}
-        stray = {k: v for k, v in cell["metadata"].items() if k != "tags"}
+        stray = {k: v for k, v in cell["metadata"].items() if k not in ("alt", "tags")}
         assert stray in ({}, {"jupyter": hidden}), f"stray metadata: {stray}"
         for output in cell.get("outputs", []):
             assert output["output_type"] != "error" or "raises-exception" in str(
