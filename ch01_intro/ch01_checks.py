@@ -70,6 +70,8 @@ EXERCISE_2 = Exercise(
         Mistake(lambda P: (1 / P).mean(), "You average a perplexity for each letter. "
             "The mean comes first, over the prices, and then the exponential.",
             "averages over batches, PTB threads"),
+        Mistake(lambda P: (-P.log().sum()).exp(), "The price of the whole text. Longer "
+            "texts would always be worse: sum, or mean?", "summed losses, PTB threads"),
         Mistake(lambda P: P.prod() ** (-1 / len(P)), "On paper that is right. But "
             "multiply 2,000 numbers of 0.1: what is left of it in float32? This is why "
             "one adds logarithms.", "section 1.4: why a logarithm"),
@@ -221,11 +223,11 @@ EXERCISE_6A = Exercise(
 # fmt: on
 
 
-def count_triples(ids, V, order=(0, 1, 2), start=0, dtype=torch.int64):
+def count_triples(ids, V, start=0):
     """Return numpy's histogram of all triples of neighbours."""
-    triples = np.lib.stride_tricks.sliding_window_view(ids.numpy(), 3)[start:, order]
+    triples = np.lib.stride_tricks.sliding_window_view(ids.numpy(), 3)[start:]
     table, _ = np.histogramdd(triples, bins=[np.arange(V + 1)] * 3)
-    return torch.from_numpy(table).to(dtype)
+    return torch.from_numpy(table).long()
 
 
 def numbered(ids, V, factors):
@@ -244,9 +246,10 @@ EXERCISE_6B = Exercise(
             "number. In 1.3 the pair (i, j) was number i · V + j. What comes before i "
             "· V if there is one letter more?", "section 1.3's trick, one axis "
             "further"),
-        Mistake(partial(count_triples, order=(2, 1, 0)), "The axes stand the wrong way "
-            "round: `counts[i, j, k]` is for i first, then j, then k.",
-            "axes in reading order, n-gram questions"),
+        Mistake(lambda ids, V: count_triples(ids, V).clamp(max=1),
+            "No cell is larger than 1. `counts[i, j, k] += 1` with lists of ids reads, "
+            "adds and writes once, also where a cell is named twice.",
+            "torch index_put_ without accumulate"),
         Mistake(partial(count_triples, start=1), "One triple is missing. A text of N "
             "letters has N − 2 of them: which slices of the text do you put side by "
             "side?", "off by one in ids[:-2], ids[1:-1], ids[2:]"),
@@ -258,11 +261,9 @@ EXERCISE_6B = Exercise(
 class Reference:
     """Two letters of context that fall back on one, as a loop over a dictionary."""
 
-    reduction = "mean"
-
-    def __init__(self, ids, V, added, middle=1, falls_back=True):
-        windows = [map(tuple, ids.unfold(0, n, 1).tolist()) for n in (3, 2, 1)]
-        three, two, one = map(Counter, windows)
+    def __init__(self, ids, V, added, middle=1, falls_back=True, begin=0):
+        parts = [ids.unfold(0, 3, 1), *(ids[begin:].unfold(0, n, 1) for n in (2, 1))]
+        three, two, one = (Counter(map(tuple, part.tolist())) for part in parts)
         one[ids[-1].item(),] -= 1  # nothing follows the end
         starts = Counter(window[:2] for window in three.elements())
         self.P = torch.zeros(V, V, V)
@@ -280,29 +281,20 @@ class Reference:
     def perplexity(self, ids):
         """Return the exponential of torch's loss of the last letter of each triple."""
         i, j, k = ids.unfold(0, 3, 1).T
-        return F.nll_loss(self.P[i, j].log(), k, reduction=self.reduction).exp()
+        return F.nll_loss(self.P[i, j].log(), k).exp()
 
 
-class PricesSummed(Reference):
-    """Forgets the mean."""
-
-    reduction = "sum"
-
-
-def table_and_perplexity(model, ids, V, added, new):
-    """Judge a model by its table and by what it says of a new text."""
+def said(model, ids, V, added, new=None):
+    """Judge a model by its table, or by what it says of a new text."""
     model = model(ids, V, added)
-    P = model.probabilities()
-    return {
-        "probabilities": P.float() if torch.is_tensor(P) else P,
-        "perplexity": float(model.perplexity(new)),
-    }
+    return model.probabilities() if new is None else model.perplexity(new)
 
 
 # fmt: off
 EXERCISE_6C = Exercise(
-    "1.6c", "a model that falls back", Reference, judge=table_and_perplexity,
-    cases={"then the hen ate, added 1": (TEXT, 6, 1.0, TEXT[4:12]),
+    "1.6c", "a model that falls back", Reference, judge=said,
+    cases={"the table of then the hen ate, added 1": (TEXT, 6, 1.0),
+        "its perplexity on ␣the hen": (TEXT, 6, 1.0, TEXT[4:12]),
         "added 3, a text never seen": (TEXT, 6, 3.0, torch.tensor([1, 1, 5, 0, 0]))},
     mistakes=[
         Mistake(partial(Reference, falls_back=False), "Where does a pair of letters "
@@ -312,8 +304,9 @@ EXERCISE_6C = Exercise(
         Mistake(partial(Reference, middle=0), "You fall back on the first of the two "
             "letters. Which of them stands next to the letter that is predicted?",
             "axis of the bigram mixed up with that of the trigram"),
-        Mistake(PricesSummed, "The table is right. The perplexity must not depend on "
-            "how long the text is: sum, or mean?", "summed losses, PTB threads"),
+        Mistake(partial(Reference, begin=1), "The first pair of the text is missing. "
+            "In the table of triples, a pair (j, k) is counted only where a letter "
+            "stands before it.", "self-test: pairs as triples summed up"),
     ], notice="With `added` near 0 you get the counted table, with a large one the "
         "model with one letter of context. The best lies between.",
 )

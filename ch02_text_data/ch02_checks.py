@@ -55,8 +55,6 @@ def merge_with(ids, pair, new_id, fault=""):
     out, i = [], 0
     while i < len(ids) - (fault == "end"):
         hit = tuple(ids[i : i + 2]) == tuple(pair)
-        if fault == "order":
-            hit = set(ids[i : i + 2]) == set(pair) and i + 1 < len(ids)
         out.append(new_id if hit else ids[i])
         i += 1 + (hit and fault != "no skip")
     return out
@@ -75,8 +73,6 @@ EXERCISE_2 = Exercise(
             "minbpe issue 51: overlapping pairs"),
         Mistake(partial(merge_with, fault="end"), "The last id is lost when it belongs "
             "to no pair. Where does your loop end?", "range(len(ids) - 1)"),
-        Mistake(partial(merge_with, fault="order"), "You glue (6, 5) as well. Is `he` "
-            "the same as `eh`?", "sets for pairs, BPE questions"),
     ], notice="Of five equal ids, four are glued, from the left, and one is left over.",
 )
 # fmt: on
@@ -136,9 +132,9 @@ EXERCISE_3 = Exercise(
         Mistake(partial(encode_with, pick=lambda found, key: found[0]),
             "You glue the leftmost known pair. In `the`, both t + h and h + e are "
             "known: which was learned earlier?", "LLMs-from-scratch issue 558"),
-        Mistake(partial(encode_with, pick=max), "You begin with the merge that was "
-            "learned last. In which order were pieces glued in training?",
-            "max for min, BPE questions"),
+        Mistake(lambda word, merges: [*word], "Going through `bytes` gives numbers, "
+            "and no pair of numbers is among the merges. How do you get pieces of one "
+            "byte?", "list(b'the'), python questions"),
     ], notice="At worst nothing is glued, but no byte is ever unknown.",
 )
 # fmt: on
@@ -228,9 +224,10 @@ EXERCISE_5 = Exercise(
         "one that reads byte by byte": (by_bytes,),
         "one that lets users end the text": (open_door,)},
     mistakes=[
-        Mistake(partial(refuse, texts=("Ivy wound the clock.",)),
-            "Your text is too tame. What could come back changed: which letters, "
-            "spaces, signs of several bytes?", "LLMs-from-scratch pull 1064"),
+        Mistake(partial(refuse, texts=("the clock stopped",)),
+            "All four get through. Does an `assert` stand there, and what could come "
+            "back changed: which letters, which spaces, which signs?",
+            "LLMs-from-scratch pull 1064"),
         Mistake(partial(refuse, texts=("Ivy, a  DOVE\n 🕊",)),
             "Three of four. The last one gives every text back. What might a user type "
             "to end it?", "transformers issue 29279, tokenizers issue 1347"),
@@ -291,6 +288,9 @@ EXERCISE_7 = Exercise(
         Mistake(partial(sliding, end=-1), "Your last window lacks its last target. Up "
             "to which start are there T + 1 tokens?", "len(ids) - T + 1, sliding "
             "windows"),
+        Mistake(partial(sliding, end=1), "The last window is missing, although all its "
+            "targets are there. Where does your range of starts end?",
+            "len(ids) - T - 1, sliding windows"),
     ], notice="Targets are the inputs without the first, and one more at the end.",
 )
 # fmt: on
@@ -312,9 +312,9 @@ EXERCISE_8 = Exercise(
     cases={"3 positions, D = 4": (3, 4), "50 positions, D = 8": (50, 8),
         "one position": (1, 6)},
     mistakes=[
-        Mistake(partial(by_the_paper, power=lambda c: 2 * c),
-            "The hands slow down too fast. In 2i / d, i counts pairs. What is 2i for "
-            "columns 0, 1, 2, 3?", "Kyubyong/transformer issue 38"),
+        Mistake(partial(by_the_paper, power=lambda c: 2 * (c - c % 2)),
+            "The hands slow down too fast. In 2i / D, i counts pairs. What is 2i for "
+            "columns 0, 1, 2, 3?", "SamLynnEvans/Transformer issue 25"),
         Mistake(partial(by_the_paper, power=lambda c: c), "The cosine turns at another "
             "speed than its sine. Both belong to one hand: which exponent do they "
             "share?", "SamLynnEvans/Transformer issue 7"),
