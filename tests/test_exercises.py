@@ -21,7 +21,6 @@ from code_lines import lines_of_code
 
 from shared.support import COURSE, exercises, read_json
 from shared.support.exercises import Checks, Exercise, Mistake, difference
-from shared.support.suite import is_untouched
 
 sys.path.insert(0, str(COURSE / ".site"))
 import teaching
@@ -32,6 +31,15 @@ FEWEST = {1: 6}  # exercises of a chapter; nine elsewhere
 MOST_LINES = 30  # of checks, an exercise: no words, no closing brackets
 WORDS_OR_BRACKETS = re.compile(r"""\s*(f?"[^"]*",?|[\])}]+,?)""")
 ANSWER = re.compile(r"^# (\d+\.\d+[a-z]?) (right|wrong)(?:: (.*))?$", re.MULTILINE)
+
+
+def is_untouched(notebook: Path) -> bool:
+    """Tell whether an exercise notebook is as we ship it: run once, and all is open."""
+    cells = [c for c in read_json(notebook)["cells"] if c["cell_type"] == "code"]
+    checks = [c for c in cells if "".join(c["source"]).startswith('check("')]
+    shown = all("\u25cb Exercise" in str(c["outputs"]) for c in checks)
+    counts = [c["execution_count"] for c in cells]
+    return shown and counts == list(range(1, len(cells) + 1))
 
 
 def chapter_of(notebook: Path) -> int:
