@@ -301,10 +301,11 @@ class Verdict:
         )
         for name, rows in zip(("expected", "yours"), self.tables(), strict=False):
             cells = "</tr><tr>".join("".join(map(cell, row)) for row in rows)
-            table = f"<caption>{name}</caption><tbody><tr>{cells}</tr></tbody>"
-            body += f'<table style="display: inline-table; margin-right: 2em">{table}</table>'
-        style = f"border-left: 5px solid {COLORS[self.state]}; padding: 0.3em 0.8em"
-        return f'<div role="status" style="{style}">{body}</div>'
+            style = "display: inline-table; margin-right: 2em"
+            body += f'<table style="{style}"><caption>{name}</caption>'
+            body += f"<tbody><tr>{cells}</tr></tbody></table>"
+        edge = f"border-left: 5px solid {COLORS[self.state]}; padding: 0.3em 0.8em"
+        return f'<div role="status" style="{edge}">{body}</div>'
 
 
 def cell(text: str) -> str:
@@ -316,8 +317,8 @@ def cell(text: str) -> str:
 def short(value: Any) -> str:
     """Return an outcome that is no table of numbers in at most 160 letters."""
     if torch.is_tensor(value):
-        numbers = torch.flatten(value.detach())[:6].tolist()
-        numbers = ", ".join(f"{v:.4g}" for v in numbers)
+        first = value.detach().flatten()[:6].tolist()
+        numbers = ", ".join(f"{v:.4g}" for v in first)
         return f"{tuple(value.shape)}, {value.dtype}: {numbers} ..."
     return repr(value)[:160]
 
