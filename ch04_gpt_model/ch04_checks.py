@@ -1,12 +1,15 @@
 """What the exercises of chapter 4 are checked with. It gives them away: try first."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from shared.support.exercises import Checks, Exercise, Mistake, refuses
+
+OURS = "our own trial of these exercises"
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -59,6 +62,11 @@ LAYER_NORM = Exercise(
             "EvoNorms-in-TensorFlow-2 issue 1: the wrong axis",
         ),
         Mistake(
+            lambda x, weight, bias: F.layer_norm(x, weight.shape),
+            "The vectors are normalised. What are `weight` and `bias` for?",
+            OURS,
+        ),
+        Mistake(
             wrongly(power=1),
             "You divide by the variance. What brings the size to 1 is its root.",
             "TPlinker-joint-extraction issue 37",
@@ -106,7 +114,7 @@ COUNT = Exercise(
             ALL + 3 * 3 * 4 * (D**2 + D),
             "You counted attention once for every head. Heads share out the D columns "
             "of each matrix: more heads are not more parameters.",
-            "our own trial of these exercises",
+            OURS,
         ),
     ],
 )
@@ -133,7 +141,7 @@ ORDER = Exercise(
         Mistake(
             smallest_first()[::-1],
             "The order is right, but it begins with the largest.",
-            "our own trial of these exercises",
+            OURS,
         ),
         Mistake(
             smallest_first(latents=2),
@@ -149,7 +157,7 @@ ORDER = Exercise(
             smallest_first(heads=1),
             "The window model shares nothing: each of its 1,024 entries has keys and "
             "values of all 32 heads.",
-            "our own trial of these exercises",
+            OURS,
         ),
     ],
 )
@@ -185,7 +193,7 @@ GELU = Exercise(
             lambda x: below(x),
             "You differentiated the x in front and left the rest alone. GELU is a "
             "product, and x stands in its second factor too.",
-            "our own trial of these exercises",
+            OURS,
         ),
         Mistake(
             lambda x: below(x) + bell(x),
@@ -273,10 +281,15 @@ BLOCK = Exercise(
             "section 4.4's stack without shortcuts",
         ),
         Mistake(
+            as_block(lambda x, n1, a, n2, m: x + m(n2(a(n1(x))))),
+            "You have one shortcut round the whole block. Each branch needs its own.",
+            OURS,
+        ),
+        Mistake(
             as_block(lambda x, n1, a, n2, m: x + a(n1(x)) + m(n2(x))),
             "Your MLP reads the block's input. It should read the stream after "
             "attention has added to it.",
-            "our own trial of these exercises",
+            OURS,
         ),
     ],
 )
@@ -341,9 +354,15 @@ ROPE = Exercise(
             "xformers issue 779: the angles of the pairs",
         ),
         Mistake(
+            turned_with(speed=-2.0),
+            "Your later pairs turn faster and faster. They should be slower. Which "
+            "sign has the exponent?",
+            OURS,
+        ),
+        Mistake(
             turned_with(place=lambda t: t + 1),
             "Your first row is turned already. Positions begin at 0.",
-            "our own trial of these exercises",
+            OURS,
         ),
         Mistake(
             turned_with(side_by_side=True),
@@ -400,7 +419,7 @@ GROUPED = Exercise(
         Mistake(
             grouped(in_groups, in_turns),
             "The keys are right now. And the values?",
-            "our own trial of these exercises",
+            OURS,
         ),
         Mistake(
             grouped(lambda x, n: x[:, :1], lambda x, n: x[:, :1]),
@@ -442,6 +461,11 @@ def my_formula(rotate, query, key):
     assert (rotate(x) - turned(x)).abs().max() < 1e-3
 
 
+def to_the_last_digit(rotate, query, key):
+    scores = all_scores(rotate, query, key)
+    assert torch.equal(scores[1:, 1:], scores[:-1, :-1])
+
+
 def distances_only(rotate, query, key):
     scores = all_scores(rotate, query, key)
     assert (scores[1:, 1:] - scores[:-1, :-1]).abs().max() < 1e-3
@@ -472,8 +496,9 @@ BREAK_IT = Exercise(
         ),
         Mistake(
             lengths_only,
-            "You look at lengths. They are also kept by a layer that turns by other "
-            "angles, or not at all. What is promised about scores?",
+            "Two broken layers pass: one turns by angles of its own, one does nothing. "
+            "Lengths, or one single place, do not show that. What is promised about "
+            "scores at different places?",
             "section 4.10: lengths and angles",
         ),
         Mistake(
@@ -483,10 +508,16 @@ BREAK_IT = Exercise(
             "nanochat issue 264: halves reported as a fault",
         ),
         Mistake(
+            to_the_last_digit,
+            "You refuse every layer, good ones too. Sines and cosines are rounded, so "
+            "what is equal on paper is only nearly equal here.",
+            OURS,
+        ),
+        Mistake(
             distances_only,
             "Equal scores at equal distance: that is half of it. A layer that does "
             "nothing does that as well. What must differ?",
-            "our own trial of these exercises",
+            OURS,
         ),
     ],
 )
@@ -510,12 +541,12 @@ def small_gpt(n_layers=2, width=8, vocab_size=11, context=12):
     return {name: 0.6 * drawn(*s, seed=i) for i, (name, s) in enumerate(shapes.items())}
 
 
-def embedded(weights, token_ids, first=0):
-    positions = torch.arange(token_ids.shape[1]) + first
+def embedded(weights, token_ids):
+    positions = torch.arange(token_ids.shape[1])
     return weights["tok_emb.weight"][token_ids] + weights["pos_emb.weight"][positions]
 
 
-def torch_block(weights, n, x, n_heads, activation=None, causal=True):
+def torch_block(weights, n, x, n_heads):
     """Run block n as one of PyTorch's own."""
     own, state = f"blocks.{n}.", {}
     for kind in KINDS:
@@ -525,12 +556,36 @@ def torch_block(weights, n, x, n_heads, activation=None, causal=True):
         state[f"self_attn.in_proj_{kind}"] = torch.cat([weights[p] for p in parts])
         for theirs, ours in THEIRS.items():
             state[f"{theirs}.{kind}"] = weights[f"{own}{ours}.{kind}"]
-    gelu = activation or nn.GELU(approximate="tanh")
     sizes = x.shape[-1], n_heads, 4 * x.shape[-1]
+    gelu = nn.GELU(approximate="tanh")
     layer = nn.TransformerEncoderLayer(*sizes, 0.0, gelu, 1e-5, True, True)
     layer.load_state_dict(state)
     mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
-    return layer(x, src_mask=mask if causal else None).detach()
+    return layer(x, src_mask=mask).detach()
+
+
+def block_with(causal=True, form="tanh", transposed=True, projected=True):
+    """Return a block written out, with something changed."""
+
+    def block(weights, n, x, n_heads):
+        def both(part):
+            return [weights[f"blocks.{n}.{part}.{kind}"] for kind in KINDS]
+
+        B, T, D = x.shape
+        h, heads = F.layer_norm(x, (D,), *both("norm1")), []
+        for part in ("query", "key", "value"):
+            all_of_it = F.linear(h, *both(f"attention.W_{part}"))
+            split = all_of_it.view(B, T, n_heads, -1).transpose(1, 2)
+            heads.append(split if transposed else all_of_it.view(split.shape))
+        out = F.scaled_dot_product_attention(*heads, is_causal=causal)
+        out = (out.transpose(1, 2) if transposed else out).reshape(B, T, D)
+        x = x + (F.linear(out, *both("attention.out_proj")) if projected else out)
+        h = F.linear(
+            F.layer_norm(x, (D,), *both("norm2")), *both("feed_forward.expand")
+        )
+        return x + F.linear(F.gelu(h, approximate=form), *both("feed_forward.project"))
+
+    return block
 
 
 def scores_of(weights, token_ids, n_heads, norm=True, blocks=None):
@@ -543,10 +598,12 @@ def scores_of(weights, token_ids, n_heads, norm=True, blocks=None):
     return x @ weights["tok_emb.weight"].T
 
 
-def written(weights, ids, n_new, n_heads, at=-1, seen=0):
+def written(weights, ids, n_new, n_heads, all_again=True):
+    new = ids
     for _ in range(n_new):
-        scores = scores_of(weights, ids[:, -seen:], n_heads)
-        ids = torch.cat([ids, scores[:, at].argmax(-1, keepdim=True)], dim=1)
+        scores = scores_of(weights, ids if all_again else new, n_heads)
+        new = scores[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, new], dim=1)
     return ids
 
 
@@ -555,6 +612,7 @@ THEIRS = {"linear1": "feed_forward.expand", "linear2": "feed_forward.project"}
 THEIRS |= {"norm1": "norm1", "norm2": "norm2"}
 THEIRS |= {"self_attn.out_proj": "attention.out_proj"}
 WEIGHTS, THREE = small_gpt(), small_gpt(3)
+QUIET = {name: t * ("bias" not in name) for name, t in WEIGHTS.items()}
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 STREAM = drawn(2, 5, 8, seed=99)
 EMBED = Exercise(
@@ -570,9 +628,9 @@ EMBED = Exercise(
             "section 4.1",
         ),
         Mistake(
-            lambda weights, ids: embedded(weights, ids, first=1),
-            "Your first token stands at position 1. Rows are counted from 0.",
-            "our own trial of these exercises",
+            lambda w, ids: w["tok_emb.weight"][ids] + w["pos_emb.weight"][ids],
+            "You look up the positions with token ids. Where does a token stand?",
+            OURS,
         ),
     ],
 )
@@ -587,19 +645,25 @@ ONE_BLOCK = Exercise(
     notice="PyTorch's own block gives the same numbers.",
     mistakes=[
         Mistake(
-            lambda *given: torch_block(*given, causal=False),
+            block_with(causal=False),
             "Tokens see what comes after them: the causal mask is missing.",
-            "chapter 3, section on the mask",
+            "PyTorch's default, is_causal=False",
         ),
         Mistake(
-            lambda *given: torch_block(*given, activation=F.gelu),
+            block_with(form="none"),
             "Very nearly. GPT-2 was trained with the other form of GELU.",
             "mlpack pull request 3994: small errors that pile up",
         ),
         Mistake(
-            lambda weights, n, x, n_heads: torch_block(weights, n, x, 1),
-            "That is attention with one head. Each head has columns of its own.",
-            "our own trial of these exercises",
+            block_with(transposed=False),
+            "The shapes fit, but your heads are cut from the wrong numbers: a reshape "
+            "alone mixes up tokens and heads. Which axis must be split first?",
+            OURS,
+        ),
+        Mistake(
+            block_with(projected=False),
+            "One matrix has not been used: the one after the heads are joined.",
+            OURS,
         ),
     ],
 )
@@ -611,14 +675,14 @@ WHOLE = Exercise(
     notice="Hand it the 124 million weights of the real one, and it runs those.",
     mistakes=[
         Mistake(
-            lambda *given: scores_of(*given, norm=False),
+            partial(scores_of, norm=False),
             "What comes out of the last block goes through one more norm.",
             "section 4.5, at its end",
         ),
         Mistake(
-            lambda *given: scores_of(*given, blocks=range(2)),
+            partial(scores_of, blocks=range(2)),
             "It works for two blocks. Take their number from the weights.",
-            "our own trial of these exercises",
+            OURS,
         ),
     ],
 )
@@ -626,18 +690,18 @@ WRITE = Exercise(
     "4.9d",
     "GPT-2 from its weights: it writes",
     written,
-    cases={"2 texts, 4 more": (WEIGHTS, IDS, 4, 2), "none": (WEIGHTS, IDS, 0, 2)},
+    cases={"2 texts, 4 more": (QUIET, IDS, 4, 2), "a text": (QUIET, IDS[:1], 1, 2)},
     notice="Score, choose, append, repeat. You have written GPT-2.",
     mistakes=[
         Mistake(
-            lambda *given: written(*given, seen=1),
+            partial(written, all_again=False),
             "Without a cache the whole text goes in again, not only the new token.",
             "section 4.8: the loop with and without a cache",
         ),
         Mistake(
-            lambda weights, ids, *more: written(weights, ids, *more)[:, 5:],
+            lambda weights, ids, *more: written(weights, ids, *more)[:, ids.shape[1] :],
             "The new tokens are right. Return the whole text, prompt first.",
-            "our own trial of these exercises",
+            OURS,
         ),
     ],
 )

@@ -4,6 +4,7 @@ import copy
 import math
 from functools import partial
 from itertools import product
+from operator import add, mul
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,10 @@ def in_two_steps(x):
 
 
 def with_exp(x):
+    return (x.exp() / x.exp().sum(-1, keepdim=True)).log()
+
+
+def with_a_sum(x):
     return x - x.exp().sum(-1, keepdim=True).log()
 
 
@@ -66,10 +71,10 @@ LOSS = Exercise(
             Mistake(
                 loss_with(how),
                 "Nothing is wrong with your mathematics, but large scores leave the "
-                "range of float32 on the way. Never form the probabilities first.",
+                "range of float32 on the way. Where do you take e to the power of one?",
                 "deeplearning4j issue 785; NNlib.jl issue 68",
             )
-            for how in (in_two_steps, with_exp)
+            for how in (in_two_steps, with_exp, with_a_sum)
         ),
         Mistake(
             loss_with(log_softmax, total=True),
@@ -120,13 +125,20 @@ ORDER = Exercise(
             "You clip gradients that have not been computed yet.",
             OURS,
         ),
-        *(
-            Mistake(
-                order(*places),
-                "You throw the new gradients away before they are used.",
-                "pytorch/tutorials issue 2799",
-            )
-            for places in ((1, 2, 0, 3, 4), (1, 2, 3, 0, 4))
+        Mistake(
+            order(1, 2, 0, 3, 4),
+            "You throw the new gradients away before they are used.",
+            "pytorch/tutorials issue 2799",
+        ),
+        Mistake(
+            order(1, 2, 3, 4, 0),
+            "A loop may well run so. But begin with `zero`, as the chapter's does.",
+            OURS,
+        ),
+        Mistake(
+            order(0, 2, 1, 3, 4),
+            "Of what should `backward` compute the gradient, so early?",
+            OURS,
         ),
     ],
 )
@@ -138,7 +150,7 @@ BYTES = Exercise(
     "5.3",
     "the bytes of a rounded matrix",
     N * 3 // 8 + N // 64 * 4,
-    notice="3.5 bits a weight. Groups of 32 would make it 4: finer groups are not free.",
+    notice="3.5 bits a weight. With groups of 32 it would be 4: finer groups cost.",
     mistakes=[
         Mistake(
             N * 3 // 8,
@@ -178,18 +190,11 @@ def all_rates(function, peak, warmup_steps, max_steps, final_share):
 def torch_rate(step, peak, warmup_steps, max_steps, final_share):
     """Let PyTorch's own schedulers count up to a step."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
-    if warmup_steps:
-        schedules = torch.optim.lr_scheduler
-        first = 1 / warmup_steps
-        rising = schedules.LinearLR(optimizer, first, 1, max(1, warmup_steps - 1))
-        count = max_steps - 1 - warmup_steps
-        falling = schedules.CosineAnnealingLR(optimizer, count, peak * final_share)
-        whole = schedules.SequentialLR(optimizer, [rising, falling], [warmup_steps])
-    else:
-        schedules = torch.optim.lr_scheduler
-        whole = schedules.CosineAnnealingLR(
-            optimizer, max_steps - 1, peak * final_share
-        )
+    count, least = max_steps - 1 - warmup_steps, peak * final_share
+    first = 1 / (warmup_steps or 1)
+    rising = schedulers.LinearLR(optimizer, first, 1, warmup_steps - 1)
+    falling = schedulers.CosineAnnealingLR(optimizer, count, least)
+    whole = schedulers.SequentialLR(optimizer, [rising, falling], [warmup_steps])
     for _ in range(step):
         optimizer.step()
         whole.step()
@@ -229,6 +234,12 @@ SCHEDULE = Exercise(
             "torchtitan pull request 1261",
         ),
         Mistake(
+            partial(rate, one=0, less=0),
+            "Two ends are off by one: your first rate is 0, and your last one has not "
+            "quite come down. Which numbers have the first and the last step?",
+            "torchtune issue 2010",
+        ),
+        Mistake(
             partial(rate, after=0),
             "Your cosine begins at step 0, so there is a jump where the warm-up ends.",
             OURS,
@@ -236,6 +247,11 @@ SCHEDULE = Exercise(
         Mistake(
             partial(rate, floor=False),
             "Your rates fall to 0. They should end at a share of the peak.",
+            OURS,
+        ),
+        Mistake(
+            lambda step, peak, *more: rate(step, peak, *more[:2], more[2] / peak),
+            "The last rate should be a share *of the peak*.",
             OURS,
         ),
         Mistake(
@@ -277,21 +293,28 @@ class TorchAdamW:
 class AdamWith:
     """AdamW with something changed."""
 
-    def __init__(self, lr, beta1, beta2, decay, corrected=True, power=0.5, slow=True):
-        self.lr, self.beta1, self.beta2, self.decay = lr, beta1, beta2, decay
-        self.corrected, self.power, self.slow = corrected, power, slow
+    def __init__(
+        self, lr, beta1, beta2, decay, time=None, power=0.5, kept=True, share=1
+    ):
+        self.lr, self.beta1, self.beta2 = lr, beta1, beta2
+        self.share = decay * (lr if share == 1 else share)
+        self.time, self.power, self.kept = time or (lambda t: t), power, kept
         self.mean = self.square = torch.zeros(())
         self.t = 0
 
     def step(self, weight, gradient):
         self.t += 1
+        t = self.time(self.t)
         self.mean = self.beta1 * self.mean + (1 - self.beta1) * gradient
         self.square = self.beta2 * self.square + (1 - self.beta2) * gradient**2
-        t = self.t if self.corrected is True else self.corrected or 10**6
-        mean = self.mean / (1 - self.beta1**t)
-        size = (self.square / (1 - self.beta2**t)) ** self.power + 1e-8
-        share = self.decay * (self.lr if self.slow else 1)
-        return weight * (1 - share) - self.lr * mean / size
+        mean, square = (
+            self.mean / (1 - self.beta1**t),
+            self.square / (1 - self.beta2**t),
+        )
+        if not self.kept:
+            self.mean, self.square = mean, square
+        weight = weight * (1 - self.share)
+        return weight - self.lr * mean / (square**self.power + 1e-8)
 
 
 ADAMW = Exercise(
@@ -307,15 +330,25 @@ ADAMW = Exercise(
     notice="With no gradient the weights still shrink: that is the decay, alone.",
     mistakes=[
         Mistake(
-            partial(AdamWith, corrected=False),
-            "Both averages start at 0 and are too small at first. Which two corrections "
+            partial(AdamWith, time=lambda t: 10**6),
+            "Both averages start at 0 and are too small at first. Which corrections "
             "make up for that?",
             "section 5.4: the corrections by 1 − βᵗ",
         ),
         Mistake(
-            partial(AdamWith, corrected=1),
-            "The first step is right. Later ones are corrected as if they were the "
-            "first: does your t grow?",
+            partial(AdamWith, time=lambda t: t - 1),
+            "You divide by 0: the first step has the number 1, not 0.",
+            OURS,
+        ),
+        Mistake(
+            partial(AdamWith, kept=False),
+            "The first step is right. Then you go on with the corrected averages. Keep "
+            "the plain ones; corrected ones are only for the step.",
+            OURS,
+        ),
+        Mistake(
+            partial(AdamWith, share=0),
+            "Your weights do not shrink: the decay is missing.",
             OURS,
         ),
         Mistake(
@@ -325,7 +358,7 @@ ADAMW = Exercise(
             "nntrainer pull request 3565; anhquan0412/basic_model_scratch issue 2",
         ),
         Mistake(
-            partial(AdamWith, slow=False),
+            partial(AdamWith, share=1.0 + 1e-12),
             "Your decay takes away a share of `decay` at each step. It should be "
             "smaller: what else scales a step?",
             "neural-fortran issue 152: is λ multiplied by the rate?",
@@ -379,7 +412,7 @@ ACCUMULATE = Exercise(
         "parts of 4 and 1 tokens": (drawn(3, 4), [part(4), part(1, seed=1)]),
         "parts with padding": (drawn(3, 4), [part(4, 3), part(5, 1, seed=1)]),
     },
-    notice="Add sums, count what counts, and divide once. So does the chapter's Trainer.",
+    notice="Add sums, count what counts, and divide once. So does `Trainer`.",
     mistakes=[
         Mistake(
             partial(added_up, by="one"),
@@ -408,7 +441,7 @@ ACCUMULATE = Exercise(
 
 
 def smallest_set(p, top_k, top_p):
-    """Try all sizes of a set of the likeliest, and take the first that reaches top_p."""
+    """Return the smallest set of the likeliest that reaches top_p."""
     likeliest = sorted(range(len(p)), key=lambda n: -p[n].item())[:top_k]
     whole = p[likeliest].double().sum().item()
     shares = [p[n].double().item() / whole for n in likeliest]
@@ -466,6 +499,11 @@ CUT = Exercise(
             OURS,
         ),
         Mistake(
+            cut_with(reached_before, ordered=True),
+            "The right ones are left, but they have changed their places.",
+            OURS,
+        ),
+        Mistake(
             cut_with(reached_before, again=False),
             "The k that are left should add up to 1 again before p is measured.",
             "openai/gpt-2 issue 187: top-p on what top-k has left",
@@ -518,17 +556,16 @@ def resume(state, forget=""):
     return run
 
 
-def resumed(new_run, save, resume, before=3, later=True, more=3, against="end"):
+def resumed(new_run, save, resume, before=3, at_once=False, more=3):
     """Test a checkpoint; with other arguments it is a weaker test."""
     run = new_run()
     run.train(before)
-    state, at_save = save(run), run.weight.detach().clone()
-    other = None if later else resume(state)
-    run.train(more)
+    state = save(run)
+    other = resume(state) if at_once else None
+    run.train(3)
     other = other or resume(state)
     other.train(more)
-    target = run.weight if against == "end" else at_save
-    assert torch.allclose(other.weight, target)
+    assert torch.allclose(other.weight, run.weight)
 
 
 def right_after(new_run, save, resume):
@@ -559,7 +596,7 @@ RESUME = Exercise(
             "the_well issue 77; stylegan2-ada-pytorch issue 108",
         ),
         Mistake(
-            partial(resumed, later=False),
+            partial(resumed, at_once=True),
             "You load the checkpoint at once. One of them changes while the first run "
             "goes on. When must it be loaded, to show that?",
             "PyPOTS issue 667; pytorch/tutorials pull request 188",
@@ -570,9 +607,9 @@ RESUME = Exercise(
             OURS,
         ),
         Mistake(
-            partial(resumed, against="save"),
-            "You refuse the good one, too. Its weights at the end should be those that "
-            "the first run has at the end.",
+            partial(resumed, more=0),
+            "You refuse the good one, too. Have both runs made as many steps "
+            "when you compare them?",
             OURS,
         ),
     ],
@@ -592,6 +629,10 @@ def penalised(logits, seen, penalty, times=1):
 
 def divided(logits, seen, penalty):
     return logits.scatter(0, torch.tensor(seen), logits[seen] / penalty)
+
+
+def subtracted(logits, seen, penalty):
+    return torch.stack([x - penalty * (n in seen) for n, x in enumerate(logits)])
 
 
 def once_each(logits, seen, penalty):
@@ -622,6 +663,11 @@ PENALTY = Exercise(
             "cerebros issue 294: over the unique ids",
         ),
         Mistake(
+            subtracted,
+            "You subtract the penalty. That is another rule; here it is a factor.",
+            "FasterTransformer issue 777: two kinds of penalties",
+        ),
+        Mistake(
             lambda logits, seen, penalty: penalised(
                 logits, range(len(logits)), penalty
             ),
@@ -632,15 +678,14 @@ PENALTY = Exercise(
 )
 
 
-def extended(beams, model, n_beams, log=True, add=True, each=None):
+def extended(beams, model, n_beams, form=log_softmax, join=add, greedy=False, best=1):
     """Return the best of all beams with one more token, best first."""
     longer = []
     for ids, score in beams:
-        logits = model(ids)
-        rates = logits.log_softmax(-1) if log else logits
-        for n in rates.argsort(descending=True)[:each].tolist():
-            longer.append((ids + [n], add * score + rates[n].item()))
-    return sorted(longer, key=lambda beam: -beam[1])[:n_beams]
+        scores = form(model(ids))
+        for n in [scores.argmax().item()] if greedy else range(len(scores)):
+            longer.append((ids + [n], join(score, scores[n].item())))
+    return sorted(longer, key=lambda beam: -best * beam[1])[:n_beams]
 
 
 def follow(table):
@@ -663,17 +708,27 @@ EXTEND = Exercise(
     "one none.",
     mistakes=[
         Mistake(
-            partial(extended, log=False),
+            partial(extended, form=lambda x: x),
             "You add scores. What can be added up along a text are log-probabilities.",
             OURS,
         ),
         Mistake(
-            partial(extended, add=False),
+            partial(extended, join=lambda old, new: new),
             "You forget what the beam had cost so far.",
             OURS,
         ),
         Mistake(
-            partial(extended, each=1),
+            partial(extended, form=lambda x: x.softmax(-1), join=mul),
+            "You multiply a log-probability by a probability. What is added to what?",
+            OURS,
+        ),
+        Mistake(
+            partial(extended, best=-1),
+            "Your list begins with the worst.",
+            OURS,
+        ),
+        Mistake(
+            partial(extended, greedy=True),
             "Each beam brings only its one best token. Let all continuations compete.",
             "fixed share a beam: greedy decoding several times",
         ),
@@ -681,7 +736,9 @@ EXTEND = Exercise(
 )
 
 
-def all_texts(model, start, n_beams, max_new, end, per_token=True, whole=False):
+def all_texts(
+    model, start, n_beams, max_new, end, per_token=True, whole=False, open_too=True
+):
     """Run beam search, with the finished kept apart; see the exercise."""
     beams, finished = [(list(start), 0.0)], []
     for _ in range(max_new):
@@ -693,7 +750,7 @@ def all_texts(model, start, n_beams, max_new, end, per_token=True, whole=False):
     def worth(beam):
         return beam[1] / (len(beam[0]) - cut if per_token else 1)
 
-    return max(finished + beams, key=worth)[0]
+    return max(finished + beams * open_too, key=worth)[0]
 
 
 def exhaustive(model, start, n_beams, max_new, end):
@@ -718,8 +775,8 @@ def first_finished(model, start, n_beams, max_new, end):
     beams = [(list(start), 0.0)]
     for _ in range(max_new):
         beams = extended(beams, model, n_beams)
-        if any(beam[0][-1] == end for beam in beams):
-            return next(beam[0] for beam in beams if beam[0][-1] == end)
+        if beams[0][0][-1] == end:
+            break
     return beams[0][0]
 
 
@@ -746,7 +803,7 @@ SEARCH = Exercise(
     mistakes=[
         Mistake(
             partial(all_texts, per_token=False),
-            "You compare sums, and so the shortest text has an advantage. Divide by the "
+            "You compare sums, and so short texts have an advantage. Divide by the "
             "number of new tokens.",
             "PreSumm issue 58: shorter beams",
         ),
@@ -757,8 +814,13 @@ SEARCH = Exercise(
         ),
         Mistake(
             first_finished,
-            "You stop at the first text that ends. A longer one may be better.",
+            "You stop when a text has ended. A longer one may be better.",
             "xnmt pull request 572: the shortest hypotheses",
+        ),
+        Mistake(
+            partial(all_texts, open_too=False),
+            "You compare only texts that have ended. Others may be better.",
+            OURS,
         ),
         Mistake(
             never_finished,
