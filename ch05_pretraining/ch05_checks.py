@@ -1,0 +1,836 @@
+"""What the exercises of chapter 5 are checked with. It gives them away: try first."""
+
+import copy
+import math
+from functools import partial
+from itertools import product
+from operator import add, mul
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import lr_scheduler as schedulers
+
+from shared.support.exercises import Checks, Exercise, Mistake, refuses
+
+OURS = "our own trial of these exercises"
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return random numbers, always the same ones."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- 5.1 -----------------------------------------------------------------------------
+
+
+def loss_with(log_p, ignore=True, total=False):
+    """Return a cross-entropy with something changed."""
+
+    def cross_entropy(logits, targets):
+        counts = (targets != -100) if ignore else torch.ones_like(targets) > 0
+        chosen = log_p(logits).gather(1, targets.clamp(min=0)[:, None])[:, 0]
+        lost = -chosen.masked_fill(targets == -100, 0)
+        return lost.sum() / (1 if total else counts.sum())
+
+    return cross_entropy
+
+
+def log_softmax(x):
+    return x.log_softmax(-1)
+
+
+def in_two_steps(x):
+    return x.softmax(-1).log()
+
+
+def with_exp(x):
+    return (x.exp() / x.exp().sum(-1, keepdim=True)).log()
+
+
+def with_a_sum(x):
+    return x - x.exp().sum(-1, keepdim=True).log()
+
+
+LOGITS = torch.tensor([[2, 0.5, 0.1, -1, 0], [0] * 5, [0.1, 3, 0.2, 0, -2]])
+TARGETS = torch.tensor([0, 3, 4])
+LOSS = Exercise(
+    "5.1",
+    "cross-entropy from logits",
+    F.cross_entropy,
+    cases={
+        "the three places of section 5.1": (LOGITS, TARGETS),
+        "scores in the hundreds": (300 * LOGITS, TARGETS),
+        "the middle target is −100": (LOGITS, torch.tensor([0, -100, 4])),
+    },
+    differentiable=True,
+    notice="log p = score − log of the sum of all e^score, and the largest score can "
+    "be taken out of that sum before anything overflows.",
+    mistakes=[
+        *(
+            Mistake(
+                loss_with(how),
+                "Nothing is wrong with your mathematics, but large scores leave the "
+                "range of float32 on the way. Where do you take e to the power of one?",
+                "deeplearning4j issue 785; NNlib.jl issue 68",
+            )
+            for how in (in_two_steps, with_exp, with_a_sum)
+        ),
+        Mistake(
+            loss_with(log_softmax, total=True),
+            "That is the sum over the places. Asked for is the mean.",
+            "section 5.2: sums and means",
+        ),
+        Mistake(
+            loss_with(log_softmax, ignore=False),
+            "A target of −100 adds nothing, but you count it when you divide.",
+            "OpenNMT-py issue 2209: divided by the wrong count",
+        ),
+        Mistake(
+            lambda logits, targets: -F.cross_entropy(logits, targets),
+            "The sign: less should be better, and never below 0.",
+            OURS,
+        ),
+        Mistake(
+            lambda logits, targets: F.cross_entropy(logits, targets) / math.log(2),
+            "That is in bits. The course counts in nats, with the natural logarithm.",
+            "chapter 1: nats and bits",
+        ),
+    ],
+)
+
+# --- 5.2 -----------------------------------------------------------------------------
+
+STEPS = ["zero", "forward", "backward", "clip", "step"]
+
+
+def order(*places: int) -> list[str]:
+    """Return the five things in another order."""
+    return [STEPS[n] for n in places]
+
+
+ORDER = Exercise(
+    "5.2",
+    "a training step in order",
+    STEPS,
+    notice="Between `backward` and `step` the gradients are there, and may be changed.",
+    mistakes=[
+        Mistake(
+            order(0, 1, 2, 4, 3),
+            "You clip when the step has been made. Who still reads those gradients?",
+            "VGRNN issue 4; onsets-and-frames issue 24; graphstorm issue 1366",
+        ),
+        Mistake(
+            order(0, 1, 3, 2, 4),
+            "You clip gradients that have not been computed yet.",
+            OURS,
+        ),
+        Mistake(
+            order(1, 2, 0, 3, 4),
+            "You throw the new gradients away before they are used.",
+            "pytorch/tutorials issue 2799",
+        ),
+        Mistake(
+            order(1, 2, 3, 4, 0),
+            "A loop may well run so. But begin with `zero`, as the chapter's does.",
+            OURS,
+        ),
+        Mistake(
+            order(0, 2, 1, 3, 4),
+            "Of what should `backward` compute the gradient, so early?",
+            OURS,
+        ),
+    ],
+)
+
+# --- 5.3 -----------------------------------------------------------------------------
+
+N = 4096 * 4096
+BYTES = Exercise(
+    "5.3",
+    "the bytes of a rounded matrix",
+    N * 3 // 8 + N // 64 * 4,
+    notice="3.5 bits a weight. With groups of 32 it would be 4: finer groups cost.",
+    mistakes=[
+        Mistake(
+            N * 3 // 8,
+            "These are the weights alone. What else is needed to read them back?",
+            "section 5.18: “scales counted”",
+        ),
+        Mistake(
+            N * 3 // 8 + N // 64 * 2,
+            "A group has two numbers beside its weights, and you count one.",
+            "section 5.10: a scale and a minimum",
+        ),
+        Mistake(
+            N * 3 + N // 64 * 32, "These are bits. How many bits are in a byte?", OURS
+        ),
+        Mistake(
+            N * 3 // 8 + 4096 * 4,
+            "That is a scale and a minimum for each row. A row has many groups.",
+            "section 5.17: tensor, row or group",
+        ),
+        Mistake(
+            N * 3 // 8 + N // 32 * 4,
+            "These are groups of 32, as in the file. Read the size of a group again.",
+            "section 5.10's Q4_1",
+        ),
+    ],
+)
+
+# --- 5.4 -----------------------------------------------------------------------------
+
+
+def all_rates(function, peak, warmup_steps, max_steps, final_share):
+    """Call a schedule for every step of a training."""
+    given = (peak, warmup_steps, max_steps, final_share)
+    return torch.tensor([float(function(step, *given)) for step in range(max_steps)])
+
+
+def torch_rate(step, peak, warmup_steps, max_steps, final_share):
+    """Let PyTorch's own schedulers count up to a step."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    count, least = max_steps - 1 - warmup_steps, peak * final_share
+    first = 1 / (warmup_steps or 1)
+    rising = schedulers.LinearLR(optimizer, first, 1, warmup_steps - 1)
+    falling = schedulers.CosineAnnealingLR(optimizer, count, least)
+    whole = schedulers.SequentialLR(optimizer, [rising, falling], [warmup_steps])
+    for _ in range(step):
+        optimizer.step()
+        whole.step()
+    return optimizer.param_groups[0]["lr"]
+
+
+def rate(step, peak, warm, steps, share, one=1, less=1, turn=1.0, floor=True, after=1):
+    """Return the rate of a schedule with something changed."""
+    if step < warm:
+        return peak * (step + one) / warm
+    progress = (step - warm * after) / (steps - less - warm * after)
+    share = share if floor else 0.0
+    return peak * (share + (1 - share) * (1 + math.cos(math.pi * turn * progress)) / 2)
+
+
+SCHEDULE = Exercise(
+    "5.4",
+    "warm-up and cosine",
+    torch_rate,
+    judge=all_rates,
+    cases={
+        "10 steps, 4 of them warm-up, down to 0.1": (1.0, 4, 10, 0.1),
+        "12 steps, no warm-up": (3e-3, 0, 12, 0.05),
+    },
+    notice="Half of the fall is over when half of the steps are: the cosine lingers at "
+    "both ends.",
+    mistakes=[
+        Mistake(
+            partial(rate, one=0),
+            "Your first rate is 0, so the first step changes nothing.",
+            "torchtune issue 2010; google-research/bert issue 1293",
+        ),
+        Mistake(
+            partial(rate, less=0),
+            "Nearly: the last step of the training should have the final share itself. "
+            "Which number has the last step?",
+            "torchtitan pull request 1261",
+        ),
+        Mistake(
+            partial(rate, one=0, less=0),
+            "Two ends are off by one: your first rate is 0, and your last one has not "
+            "quite come down. Which numbers have the first and the last step?",
+            "torchtune issue 2010",
+        ),
+        Mistake(
+            partial(rate, after=0),
+            "Your cosine begins at step 0, so there is a jump where the warm-up ends.",
+            OURS,
+        ),
+        Mistake(
+            partial(rate, floor=False),
+            "Your rates fall to 0. They should end at a share of the peak.",
+            OURS,
+        ),
+        Mistake(
+            lambda step, peak, *more: rate(step, peak, *more[:2], more[2] / peak),
+            "The last rate should be a share *of the peak*.",
+            OURS,
+        ),
+        Mistake(
+            partial(rate, turn=2.0),
+            "Your cosine goes down and comes up again: half a turn is enough.",
+            "lightly pull request 1842: half a cosine or a whole one",
+        ),
+    ],
+)
+
+# --- 5.5 -----------------------------------------------------------------------------
+
+
+def trained(optimizer_class, weight, gradients):
+    """Return the weights after each of some steps."""
+    optimizer, seen = optimizer_class(lr=0.1, beta1=0.9, beta2=0.95, decay=0.5), []
+    for gradient in gradients:
+        weight = optimizer.step(weight, gradient)
+        seen.append(weight.clone())
+    return torch.stack(seen)
+
+
+class TorchAdamW:
+    """PyTorch's AdamW, for one tensor."""
+
+    def __init__(self, lr, beta1, beta2, decay, kind=torch.optim.AdamW, **more):
+        options = {"lr": lr, "betas": (beta1, beta2), "weight_decay": decay}
+        self.weight, self.make = None, partial(kind, **options | more)
+
+    def step(self, weight, gradient):
+        if self.weight is None:
+            self.weight = nn.Parameter(weight.clone())
+            self.optimizer = self.make([self.weight])
+        self.weight.grad = gradient.clone()
+        self.optimizer.step()
+        return self.weight.detach().clone()
+
+
+class AdamWith:
+    """AdamW with something changed."""
+
+    def __init__(
+        self, lr, beta1, beta2, decay, time=None, power=0.5, kept=True, share=1
+    ):
+        self.lr, self.beta1, self.beta2 = lr, beta1, beta2
+        self.share = decay * (lr if share == 1 else share)
+        self.time, self.power, self.kept = time or (lambda t: t), power, kept
+        self.mean = self.square = torch.zeros(())
+        self.t = 0
+
+    def step(self, weight, gradient):
+        self.t += 1
+        t = self.time(self.t)
+        self.mean = self.beta1 * self.mean + (1 - self.beta1) * gradient
+        self.square = self.beta2 * self.square + (1 - self.beta2) * gradient**2
+        mean, square = (
+            self.mean / (1 - self.beta1**t),
+            self.square / (1 - self.beta2**t),
+        )
+        if not self.kept:
+            self.mean, self.square = mean, square
+        weight = weight * (1 - self.share)
+        return weight - self.lr * mean / (square**self.power + 1e-8)
+
+
+ADAMW = Exercise(
+    "5.5",
+    "AdamW as a class",
+    TorchAdamW,
+    judge=trained,
+    cases={
+        "one step": (torch.ones(3), torch.tensor([[1.0, 0.1, -0.01]])),
+        "five steps": (drawn(2, 3), drawn(5, 2, 3, seed=1)),
+        "no gradient at all": (torch.ones(2), torch.zeros(3, 2)),
+    },
+    notice="With no gradient the weights still shrink: that is the decay, alone.",
+    mistakes=[
+        Mistake(
+            partial(AdamWith, time=lambda t: 10**6),
+            "Both averages start at 0 and are too small at first. Which corrections "
+            "make up for that?",
+            "section 5.4: the corrections by 1 − βᵗ",
+        ),
+        Mistake(
+            partial(AdamWith, time=lambda t: t - 1),
+            "You divide by 0: the first step has the number 1, not 0.",
+            OURS,
+        ),
+        Mistake(
+            partial(AdamWith, kept=False),
+            "The first step is right. Then you go on with the corrected averages. Keep "
+            "the plain ones; corrected ones are only for the step.",
+            OURS,
+        ),
+        Mistake(
+            partial(AdamWith, share=0),
+            "Your weights do not shrink: the decay is missing.",
+            OURS,
+        ),
+        Mistake(
+            partial(TorchAdamW, kind=torch.optim.Adam),
+            "You add the decay to the gradient, and so it goes into the averages. That "
+            "is Adam with L2. The W means that the decay goes to the weights directly.",
+            "nntrainer pull request 3565; anhquan0412/basic_model_scratch issue 2",
+        ),
+        Mistake(
+            partial(AdamWith, share=1.0 + 1e-12),
+            "Your decay takes away a share of `decay` at each step. It should be "
+            "smaller: what else scales a step?",
+            "neural-fortran issue 152: is λ multiplied by the rate?",
+        ),
+        Mistake(
+            partial(AdamWith, power=1.0),
+            "You divide by the mean square. Its root is what has the gradient's size.",
+            OURS,
+        ),
+    ],
+)
+
+# --- 5.6 -----------------------------------------------------------------------------
+
+IGNORE = -100
+
+
+def at_once(weight, parts):
+    """Return the gradient of the mean loss of all parts, put together."""
+    weight = weight.detach().clone().requires_grad_()
+    inputs, targets = (torch.cat(both) for both in zip(*parts, strict=True))
+    F.cross_entropy(inputs @ weight, targets, ignore_index=IGNORE).backward()
+    return weight.grad
+
+
+def added_up(weight, parts, reduction="mean", by="parts"):
+    """Return the gradients of the parts, added up and divided by something."""
+    weight = weight.detach().clone().requires_grad_()
+    for inputs, targets in parts:
+        options = {"ignore_index": IGNORE, "reduction": reduction}
+        F.cross_entropy(inputs @ weight, targets, **options).backward()
+    sizes = [len(targets) for _, targets in parts]
+    counts = {"parts": len(parts), "rows": sum(sizes), "one": 1, "last": sizes[-1]}
+    return weight.grad / counts[by]
+
+
+def part(size, n_ignored=0, seed=0):
+    """Return inputs (N, 3) and targets (N,), of which the last do not count."""
+    targets = torch.arange(size) % 4
+    targets[size - n_ignored :] = IGNORE
+    return drawn(size, 3, seed=seed), targets
+
+
+ACCUMULATE = Exercise(
+    "5.6",
+    "mend it: accumulation",
+    at_once,
+    faulty=added_up,
+    cases={
+        "parts of 4 and 4 tokens": (drawn(3, 4), [part(4), part(4, seed=1)]),
+        "parts of 4 and 1 tokens": (drawn(3, 4), [part(4), part(1, seed=1)]),
+        "parts with padding": (drawn(3, 4), [part(4, 3), part(5, 1, seed=1)]),
+    },
+    notice="Add sums, count what counts, and divide once. So does `Trainer`.",
+    mistakes=[
+        Mistake(
+            partial(added_up, by="one"),
+            "Now you add up means. With two parts the gradient is twice as long.",
+            "Automodel issue 3829; transformers issue 37197",
+        ),
+        Mistake(
+            partial(added_up, reduction="sum", by="one"),
+            "The sums are right. By what must they be divided, once?",
+            OURS,
+        ),
+        Mistake(
+            partial(added_up, reduction="sum", by="rows"),
+            "Nearly: you divide by all places. Those with padding do not count.",
+            "torchtune pull request 1875: the non-padding tokens",
+        ),
+        Mistake(
+            partial(added_up, reduction="sum", by="last"),
+            "You divide by the size of the last part. All parts count.",
+            OURS,
+        ),
+    ],
+)
+
+# --- 5.7 -----------------------------------------------------------------------------
+
+
+def smallest_set(p, top_k, top_p):
+    """Return the smallest set of the likeliest that reaches top_p."""
+    likeliest = sorted(range(len(p)), key=lambda n: -p[n].item())[:top_k]
+    whole = p[likeliest].double().sum().item()
+    shares = [p[n].double().item() / whole for n in likeliest]
+    sizes = range(1, len(likeliest) + 1)
+    n_kept = next((n for n in sizes if sum(shares[:n]) >= top_p), len(likeliest))
+    kept = torch.zeros_like(p)
+    kept[likeliest[:n_kept]] = p[likeliest[:n_kept]]
+    return kept / kept.sum()
+
+
+def cut_with(keep, again=True, scale=True, ordered=False):
+    """Return a cut of the tail with something changed."""
+
+    def cut_tail(p, top_k, top_p):
+        best, places = p.topk(min(top_k, len(p)))
+        shares = best / best.sum() if again else best
+        kept = best * keep(shares.cumsum(0), shares, top_p)
+        kept = kept / kept.sum() if scale else kept
+        return kept if ordered else torch.zeros_like(p).scatter(0, places, kept)
+
+    return cut_tail
+
+
+def reached_before(total, shares, top_p):
+    return total - shares < top_p
+
+
+HALVES = torch.tensor([0.0625, 0.5, 0.125, 0.25, 0.0625])
+CUT = Exercise(
+    "5.7",
+    "top-k and top-p",
+    smallest_set,
+    cases={
+        "all five, p = 0.8": (HALVES, 5, 0.8),
+        "two of them make exactly p = 0.75": (HALVES, 5, 0.75),
+        "three of them, p = 0.8": (HALVES, 3, 0.8),
+        "p is smaller than the largest": (HALVES, 9, 0.25),
+    },
+    notice="There is always a token left, however small p is.",
+    mistakes=[
+        Mistake(
+            cut_with(lambda total, shares, top_p: total <= top_p),
+            "You drop the token with which the sum reaches p. It belongs to the set: "
+            "without it p is not reached.",
+            "fish-speech pull request 1171; esm pull request 360",
+        ),
+        Mistake(
+            cut_with(lambda total, shares, top_p: total - shares <= top_p),
+            "One token too many is kept where the sum is exactly p already.",
+            "section 5.5: the smallest set that reaches p",
+        ),
+        Mistake(
+            cut_with(reached_before, scale=False),
+            "The right ones are kept, but they no longer add up to 1.",
+            OURS,
+        ),
+        Mistake(
+            cut_with(reached_before, ordered=True),
+            "The right ones are left, but they have changed their places.",
+            OURS,
+        ),
+        Mistake(
+            cut_with(reached_before, again=False),
+            "The k that are left should add up to 1 again before p is measured.",
+            "openai/gpt-2 issue 187: top-p on what top-k has left",
+        ),
+        Mistake(
+            cut_with(lambda total, shares, top_p: shares >= 1 - top_p),
+            "You compare each probability with a limit. Top-p looks at their sum, from "
+            "the likeliest on.",
+            OURS,
+        ),
+    ],
+)
+
+# --- 5.8 -----------------------------------------------------------------------------
+
+
+class Run:
+    """A small training run with all that a run has to remember."""
+
+    def __init__(self):
+        self.weight = nn.Parameter(drawn(4, seed=1))
+        self.optimizer = torch.optim.AdamW([self.weight], lr=0.05)
+        self.random = torch.Generator().manual_seed(7)
+        self.n_steps = 0
+
+    def train(self, n: int) -> None:
+        """Make n more steps."""
+        for _ in range(n):
+            self.optimizer.param_groups[0]["lr"] = 0.05 / (1 + self.n_steps)
+            noise = torch.randn(4, generator=self.random)
+            self.weight.grad = 2 * (self.weight.detach() - noise)
+            self.optimizer.step()
+            self.n_steps += 1
+
+
+def save(run, copied=True):
+    state = {"weight": run.weight.data, "optimizer": run.optimizer.state_dict()}
+    state |= {"random": run.random.get_state(), "n_steps": run.n_steps}
+    return copy.deepcopy(state) if copied else state
+
+
+def resume(state, forget=""):
+    run = Run()
+    run.weight.data = state["weight"].clone()
+    if forget != "optimizer":
+        run.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+    if forget != "random":
+        run.random.set_state(state["random"])
+    run.n_steps = 0 if forget == "n_steps" else state["n_steps"]
+    return run
+
+
+def resumed(new_run, save, resume, before=3, at_once=False, more=3):
+    """Test a checkpoint; with other arguments it is a weaker test."""
+    run = new_run()
+    run.train(before)
+    state = save(run)
+    other = resume(state) if at_once else None
+    run.train(3)
+    other = other or resume(state)
+    other.train(more)
+    assert torch.allclose(other.weight, run.weight)
+
+
+def right_after(new_run, save, resume):
+    run = new_run()
+    run.train(3)
+    assert torch.equal(resume(save(run)).weight, run.weight)
+
+
+FORGETFUL = {
+    "a good one": (save, resume),
+    "without the optimizer's averages": (save, partial(resume, forget="optimizer")),
+    "without the number of steps": (save, partial(resume, forget="n_steps")),
+    "without the random numbers' state": (save, partial(resume, forget="random")),
+    "a checkpoint that is no copy": (partial(save, copied=False), resume),
+}
+RESUME = Exercise(
+    "5.8",
+    "break it: resume exactly",
+    resumed,
+    judge=refuses,
+    cases={name: (Run, *pair) for name, pair in FORGETFUL.items()},
+    notice="Real checkpoints lost just these four things, and nobody noticed for long.",
+    mistakes=[
+        Mistake(
+            right_after,
+            "Right after loading, all of them have the same weights. What is forgotten "
+            "shows only when both runs go on.",
+            "the_well issue 77; stylegan2-ada-pytorch issue 108",
+        ),
+        Mistake(
+            partial(resumed, at_once=True),
+            "You load the checkpoint at once. One of them changes while the first run "
+            "goes on. When must it be loaded, to show that?",
+            "PyPOTS issue 667; pytorch/tutorials pull request 188",
+        ),
+        Mistake(
+            partial(resumed, before=0),
+            "You save before the first step. What is there to forget at that time?",
+            OURS,
+        ),
+        Mistake(
+            partial(resumed, more=0),
+            "You refuse the good one, too. Have both runs made as many steps "
+            "when you compare them?",
+            OURS,
+        ),
+    ],
+)
+
+# --- 5.9 -----------------------------------------------------------------------------
+
+
+def penalised(logits, seen, penalty, times=1):
+    """Return logits with a lower score for tokens that have occurred (CTRL's rule)."""
+    out = logits.clone()
+    for n in set(seen):
+        x = logits[n]
+        out[n] = torch.where(x > 0, x / penalty**times, x * penalty**times)
+    return out
+
+
+def divided(logits, seen, penalty):
+    return logits.scatter(0, torch.tensor(seen), logits[seen] / penalty)
+
+
+def subtracted(logits, seen, penalty):
+    return torch.stack([x - penalty * (n in seen) for n, x in enumerate(logits)])
+
+
+def once_each(logits, seen, penalty):
+    for n in seen:
+        logits = penalised(logits, [n], penalty)
+    return logits
+
+
+PENALTY = Exercise(
+    "5.9a",
+    "a decoder: the repetition penalty",
+    penalised,
+    cases={
+        "two tokens have occurred": (torch.tensor([2.0, 1, -1, -2]), [0, 3], 2.0),
+        "one of them three times": (drawn(6), [4, 1, 4, 4], 1.5),
+    },
+    notice="It is a rule of thumb: add 10 to all scores, and it does something else.",
+    mistakes=[
+        Mistake(
+            divided,
+            "Look at a token with a negative score: it has become likelier.",
+            "transformers issue 2302; NeMo Speech issue 8194",
+        ),
+        Mistake(
+            once_each,
+            "A token that has occurred three times is punished three times. Once is "
+            "enough.",
+            "cerebros issue 294: over the unique ids",
+        ),
+        Mistake(
+            subtracted,
+            "You subtract the penalty. That is another rule; here it is a factor.",
+            "FasterTransformer issue 777: two kinds of penalties",
+        ),
+        Mistake(
+            lambda logits, seen, penalty: penalised(
+                logits, range(len(logits)), penalty
+            ),
+            "You punish all tokens, also new ones.",
+            OURS,
+        ),
+    ],
+)
+
+
+def extended(beams, model, n_beams, form=log_softmax, join=add, greedy=False, best=1):
+    """Return the best of all beams with one more token, best first."""
+    longer = []
+    for ids, score in beams:
+        scores = form(model(ids))
+        for n in [scores.argmax().item()] if greedy else range(len(scores)):
+            longer.append((ids + [n], join(score, scores[n].item())))
+    return sorted(longer, key=lambda beam: -best * beam[1])[:n_beams]
+
+
+def follow(table):
+    """Return a model that looks only at the last token."""
+    return lambda ids: table[ids[-1]]
+
+
+TABLE = torch.tensor([[1.0, 0.8, 0, 0], [0, 0, 0, 3], [1, 0, 1.5, 0], [0, 2, 0, 0]])
+GREEDY_TRAP = follow(TABLE)
+BEAMS = [([0, 1], -1.0), ([0, 0], -0.5), ([0, 2], -3.0)]
+EXTEND = Exercise(
+    "5.9b",
+    "a decoder: one step of beam search",
+    extended,
+    cases={
+        "3 beams, the best 4": (BEAMS, GREEDY_TRAP, 4),
+        "1 beam, the best 2": ([([2], 0.0)], GREEDY_TRAP, 2),
+    },
+    notice="All continuations of all beams compete. A good beam may bring two, a bad "
+    "one none.",
+    mistakes=[
+        Mistake(
+            partial(extended, form=lambda x: x),
+            "You add scores. What can be added up along a text are log-probabilities.",
+            OURS,
+        ),
+        Mistake(
+            partial(extended, join=lambda old, new: new),
+            "You forget what the beam had cost so far.",
+            OURS,
+        ),
+        Mistake(
+            partial(extended, form=lambda x: x.softmax(-1), join=mul),
+            "You multiply a log-probability by a probability. What is added to what?",
+            OURS,
+        ),
+        Mistake(
+            partial(extended, best=-1),
+            "Your list begins with the worst.",
+            OURS,
+        ),
+        Mistake(
+            partial(extended, greedy=True),
+            "Each beam brings only its one best token. Let all continuations compete.",
+            "fixed share a beam: greedy decoding several times",
+        ),
+    ],
+)
+
+
+def all_texts(
+    model, start, n_beams, max_new, end, per_token=True, whole=False, open_too=True
+):
+    """Run beam search, with the finished kept apart; see the exercise."""
+    beams, finished = [(list(start), 0.0)], []
+    for _ in range(max_new):
+        beams = extended(beams, model, n_beams)
+        finished += [beam for beam in beams if beam[0][-1] == end]
+        beams = [beam for beam in beams if beam[0][-1] != end]
+    cut = 0 if whole else len(start)
+
+    def worth(beam):
+        return beam[1] / (len(beam[0]) - cut if per_token else 1)
+
+    return max(finished + beams * open_too, key=worth)[0]
+
+
+def exhaustive(model, start, n_beams, max_new, end):
+    """Return the best of all texts, by their log-probability per new token."""
+    texts = {}
+    for new in product(range(4), repeat=max_new):
+        n = new.index(end) + 1 if end in new else max_new
+        ids = [*start, *new[:n]]
+        pairs = range(len(start), len(ids))
+        costs = [model(ids[:i]).log_softmax(-1)[ids[i]].item() for i in pairs]
+        texts[tuple(ids)] = sum(costs) / n
+    return list(max(texts, key=lambda text: texts[text]))
+
+
+def best_text(model, start, n_beams, max_new, end):
+    """Try all texts if there are as many beams; otherwise search."""
+    search = exhaustive if n_beams >= 4**max_new else all_texts
+    return search(model, start, n_beams, max_new, end)
+
+
+def first_finished(model, start, n_beams, max_new, end):
+    beams = [(list(start), 0.0)]
+    for _ in range(max_new):
+        beams = extended(beams, model, n_beams)
+        if beams[0][0][-1] == end:
+            break
+    return beams[0][0]
+
+
+def never_finished(model, start, n_beams, max_new, end):
+    return all_texts(model, start, n_beams, max_new, end=-1)
+
+
+SEARCH = Exercise(
+    "5.9c",
+    "a decoder: beam search",
+    best_text,
+    cases={
+        "two beams": (follow(drawn(4, 4, seed=21)), [0], 2, 4, 3),
+        "a prompt of 4 tokens": (
+            follow(1.5 * drawn(4, 4, seed=22)),
+            [0, 1, 2, 0],
+            3,
+            4,
+            3,
+        ),
+        "as many beams as texts": (follow(drawn(4, 4, seed=8)), [1], 64, 3, 0),
+    },
+    notice="With as many beams as there are texts, it has tried them all.",
+    mistakes=[
+        Mistake(
+            partial(all_texts, per_token=False),
+            "You compare sums, and so short texts have an advantage. Divide by the "
+            "number of new tokens.",
+            "PreSumm issue 58: shorter beams",
+        ),
+        Mistake(
+            partial(all_texts, whole=True),
+            "You divide by the length of the whole text. The prompt cost nothing.",
+            "transformers issue 26624",
+        ),
+        Mistake(
+            first_finished,
+            "You stop when a text has ended. A longer one may be better.",
+            "xnmt pull request 572: the shortest hypotheses",
+        ),
+        Mistake(
+            partial(all_texts, open_too=False),
+            "You compare only texts that have ended. Others may be better.",
+            OURS,
+        ),
+        Mistake(
+            never_finished,
+            "A text that has ended is continued. Set it aside, as it is.",
+            OURS,
+        ),
+    ],
+)
+
+check = Checks(
+    *(LOSS, ORDER, BYTES, SCHEDULE, ADAMW, ACCUMULATE, CUT, RESUME),
+    *(PENALTY, EXTEND, SEARCH),
+)
