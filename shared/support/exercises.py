@@ -107,8 +107,7 @@ class Exercise:
         """Return what comes out in every case (errors too); and: do inputs change?"""
         if not callable(answer):
             return [answer], False
-        results: list[Any] = []
-        changed = ""
+        results, changed = [], ""
         for before in self.cases.values():
             after = copy.deepcopy(before)
             with torch.random.fork_rng(devices=[]):
@@ -254,10 +253,10 @@ class Verdict:
         text = re.sub(r"`([^`]*)`", r"<code>\1</code>", "\n".join(rest))
         text, case, tables = text.partition("in the case: ")
         tables = re.sub(
-            r"\S+≠", r'<span style="outline: 2px solid">\g<0></span>', tables
+            r"\S+≠", r'<span style="outline: 2px solid #D55E00">\g<0></span>', tables
         )
         body = f"<strong>{head}</strong><div>{text}</div>".replace("\n", "<br>")
-        body += f'<pre style="margin: 0">{case}{tables}</pre>' * bool(case)
+        body += f'<pre style="font-family: monospace">{case}{tables}</pre>' * bool(case)
         edge = f"5px solid {STATES.get(self.state, WRONG)[2:9]}; padding: 0.3em 0.8em"
         return f'<div role="status" style="border-left: {edge}">{body}</div>'
 
