@@ -159,7 +159,7 @@ def formulas(paths: list[Path]) -> str:
     for path in paths:
         section = ""
         for cell in texts_of(path):
-            for block in re.split(r"\n\s*\n(?!>)", cell["source"]):
+            for block in re.split(r"\n\s*\n", cell["source"]):
                 if heading := re.findall(r"^## (.*)", block, re.MULTILINE):
                     section = heading[-1]
                 if block.startswith("> **In the papers"):
