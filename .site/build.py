@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from pages import COURSE, HERE, apart, filled, notebooks
+from pages import COURSE, HERE, apart, filled, lessons, notebooks, teaching
 from slides import write_decks
 from sphinx.cmd.build import main as sphinx_build
 
@@ -83,10 +83,12 @@ def stage() -> None:
         folder.mkdir(parents=True)
     paths = notebooks()
     targets: set[str] = set()
-    for page in HERE.glob("*.md"):
-        text = filled(page.read_text("utf-8"), paths)
+    own = [page.relative_to(HERE) for page in HERE.glob("*.md")]
+    for folder, page in [(HERE, p) for p in own] + [(COURSE, p) for p in teaching()]:
+        text = filled((folder / page).read_text("utf-8"), paths)
         targets |= set(LINK_TO_CELL.findall(text))
-        (SOURCE / page.name).write_text(text, "utf-8")
+        (SOURCE / page).parent.mkdir(exist_ok=True)
+        (SOURCE / page).write_text(text, "utf-8")
     for path in paths:
         figures = COURSE / path.parent / "figures"
         shutil.copytree(figures, SOURCE / path.parent / "figures", dirs_exist_ok=True)
@@ -119,7 +121,7 @@ def main() -> int:
             mend(page)
         for folder in (SITE / "_sources", BUILD / "jupyter_execute"):
             shutil.rmtree(folder, ignore_errors=True)
-        write_decks(notebooks(), SITE)
+        write_decks(lessons(notebooks()), SITE)
         shutil.make_archive(str(SITE), "zip", SITE)
         print(f"open {SITE / 'index.html'}")
     return failed

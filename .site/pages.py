@@ -36,6 +36,22 @@ def notebooks() -> list[Path]:
     return sorted(found, key=order)
 
 
+def lessons(paths: list[Path]) -> list[Path]:
+    """Return the notebooks without the exercises."""
+    return [path for path in paths if not path.stem.endswith("_exercises")]
+
+
+def teaching() -> list[Path]:
+    """List the pages for teachers, chNN_teaching.md beside a chapter's notebooks."""
+    found = sorted(COURSE.glob("ch*/ch??_teaching.md"))
+    return [path.relative_to(COURSE) for path in found]
+
+
+def docnames(paths: list[Path]) -> str:
+    """Return pages as the lines of a table of contents."""
+    return "\n".join(path.with_suffix("").as_posix() for path in paths)
+
+
 def cells_of(path: Path) -> list[dict]:
     """Return the cells of a notebook, the source of each as one string."""
     cells = json.loads((COURSE / path).read_text("utf-8"))["cells"]
@@ -159,7 +175,7 @@ def formulas(paths: list[Path]) -> str:
     for path in paths:
         section = ""
         for cell in texts_of(path):
-            for block in re.split(r"\n\s*\n(?!>)", cell["source"]):
+            for block in re.split(r"\n\s*\n", cell["source"]):
                 if heading := re.findall(r"^## (.*)", block, re.MULTILINE):
                     section = heading[-1]
                 if block.startswith("> **In the papers"):
@@ -202,7 +218,7 @@ def further(paths: list[Path]) -> str:
 def decks(paths: list[Path]) -> str:
     """Return a list of links to the slides of the notebooks."""
     items = []
-    for path in paths:
+    for path in lessons(paths):
         title = cells_of(path)[0]["source"].partition("\n")[0].lstrip("# ")
         items.append(f'<li><a href="slides/{path.stem}.html">{plain(title)}</a></li>')
     return "\n".join(["<ul>", *items, "</ul>"])
@@ -237,9 +253,8 @@ def filled(page: str, paths: list[Path]) -> str:
         "chapters": chapters,
         "decks": decks,
         "further": further,
-        "notebooks": lambda paths: "\n".join(
-            path.with_suffix("").as_posix() for path in paths
-        ),
+        "notebooks": docnames,
+        "teaching": lambda paths: docnames(teaching()),
     }
     for place, name, argument in re.findall(r"(<!-- (\w+) ?([\w-]*) -->)", page):
         if name == "output":

@@ -111,19 +111,15 @@ def short(source: str) -> str:
     if len(lines) <= MOST_CODE:
         return "\n".join(lines).strip()
     kept: list[str] = []
-    inside = False
-    for n, line in enumerate(lines):
-        starts = re.match(r"\s*(class|def|@)", line)
-        inside = bool(starts) or inside
-        document = n and '"""' in line and inside
-        if inside or document or line.rstrip().endswith("# new"):
+    signature = described = False  # in a signature; right after one
+    for line in lines:
+        signature = signature or bool(re.match(r"\s*(class|def|@)", line))
+        if signature or (described and '"""' in line) or line.endswith("# new"):
             kept.append(line)
-        elif kept and kept[-1].strip() != "…":
+        elif kept and line.strip() and kept[-1].strip() != "…":
             kept.append(" " * (len(line) - len(line.lstrip())) + "…")
-        inside = inside and not line.rstrip().endswith(":")
-    kept = [line for line in kept if line.strip()]
-    if not any(line.strip() != "…" for line in kept):
-        return ""
+        described = signature and line.endswith(":")
+        signature = signature and not described and "@" not in line
     return "\n".join(kept[:MOST_CODE])
 
 
@@ -206,7 +202,7 @@ class Deck:
         if code:
             lexed = highlight(code, PythonLexer(), HtmlFormatter(cssclass="source"))
             self.add("code", lexed)
-            small = size <= BOTH and not any("<img" in html for html in shown)
+            small = size <= BOTH and not re.search("<img|explorer", "".join(shown))
             if shown and small and not self.asked:
                 self.slides[-1].parts += shown
                 shown = []
