@@ -28,7 +28,7 @@ COURSE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(COURSE))
 
 from shared.support import read_json  # noqa: E402
-from shared.support.exercises import MARKS, Verdict, squares  # noqa: E402
+from shared.support.exercises import Verdict, squares  # noqa: E402
 
 SECONDS = 120  # for one notebook
 STUB = re.compile(r"# Exercise (\d+\.\d+[a-z]?)\n")
@@ -129,7 +129,7 @@ def overview(names: Sequence[str | Path] = ()) -> None:
         for row in rows:
             if row["state"] in ("wrong", "error"):
                 first = row["hint"].splitlines()[0]
-                print(f"   {row['exercise']} {MARKS['wrong']} {first}")
+                print(f"   {row['exercise']} ✗ {first}")
             if row["state"] != "right":
                 following.append(f"next: {row['exercise']} in {path.name}")
     print([*following, "all are solved"][0])

@@ -661,15 +661,6 @@ WORDS = Exercise(
 )
 
 check = Checks(
-    SOFTMAX,
-    SHAPES,
-    WEIGHTS,
-    LEAKS,
-    HEADS_CLASS,
-    SIZE,
-    RUNNING,
-    CACHE,
-    MASK,
-    ATTENTION,
-    WORDS,
-)
+    SOFTMAX, SHAPES, WEIGHTS, LEAKS, HEADS_CLASS, SIZE, RUNNING, CACHE,
+    MASK, ATTENTION, WORDS,
+)  # fmt: skip

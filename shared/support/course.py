@@ -15,10 +15,8 @@ from matplotlib.backends import BackendFilter, backend_registry
 
 # Okabe-Ito colours, which stay apart for colour-blind readers, and a grey; one meaning
 # each.
-COLORS = {
-    "tokens": "#0072B2", "weights": "#009E73", "attention": "#E69F00",
-    "loss": "#D55E00", "grey": "#767676",
-}  # fmt: skip
+COLORS = {"tokens": "#0072B2", "weights": "#009E73", "attention": "#E69F00"}
+COLORS |= {"loss": "#D55E00", "grey": "#767676"}
 
 
 def set_seed(seed: int = 123) -> None:
@@ -94,9 +92,7 @@ def show(
         tensor = scaled.round() / 10**decimals + 0.0  # + 0.0 makes -0.0 to 0.0
         form = f"{{:.{decimals}f}}".format
     if rows is None and columns is None:
-        width = max(
-            (len(form(value)) for value in tensor.flatten().tolist()), default=0
-        )
+        width = max([0, *(len(form(value)) for value in tensor.flatten().tolist())])
         aligned: Any = {"all": lambda value: f"{form(value):>{width}}"}
         print(np.array2string(tensor.numpy(), 88, formatter=aligned, threshold=10**4))
         return

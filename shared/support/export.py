@@ -33,26 +33,23 @@ from pathlib import Path
 
 from shared.support import COURSE, read_json, write_whole
 
-CLEAN = COURSE / ".ci" / "clean.py"
-AS_TEXT = ("utf-8", "replace")  # whatever it is
+CLEAN = f"{COURSE}/.ci/clean.py"
 COMMAND = "python -m shared.support.export"
 DIRECTIVES = ("#| export", "#| exporti")
+RULE = "a directive is a first line, `#| export` or `#| exporti`"
 # Also with a byte order mark before it, another bar, no bar, ...
 LIKE_A_DIRECTIVE = re.compile(r"[\s\ufeff\u200b]*#+(\s*[|¦｜]|[:!>]*exporti?\s*$)")
-MAGIC = re.compile(r"[%!?]|[\w, ]+=\s*[%!]|[\w.*]+\?{1,2}$")
 
-NOTEBOOK = re.compile(r"ch\d\d_\w+(?<!_exercises)")
+ORIGINAL = re.compile(r"(ch\d\d_)\w+/\1(exercises|\w+(?<!_exercises))")
 LAST_CELL = re.compile(r'"--check\\?", \\?"(\w+)')
 PROMISE = re.compile(r"^>[ \t]*(\S.*)", re.MULTILINE)
 HEADING = re.compile(r"^## (.*)", re.MULTILINE)
-LINK = re.compile(r"!?\[(.*?)\]\(.*?\)")
 
 # `--isolated` and an empty `src` keep a reader's own settings and folders out of it.
 RUFF = ["--isolated", "--quiet", "--line-length=88", "--target-version=py311"]
 RUFF += ["--config=src = []", '--config=lint.isort.known-first-party = ["shared"]']
 
 IMPORT = ast.Import | ast.ImportFrom
-DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def find_notebooks(root: Path = COURSE) -> list[Path]:
@@ -62,8 +59,8 @@ def find_notebooks(root: Path = COURSE) -> list[Path]:
     first and the others follow by name. Left out are exercises (`*_exercises.ipynb`),
     copies, and notebooks that say `**Exports:** nothing`.
     """
-    found = [path for path in root.glob("ch*/*.ipynb") if NOTEBOOK.fullmatch(path.stem)]
-    found = [path for path in found if is_original(path) and exports(path)]
+    found = [path for path in root.glob("ch*/*.ipynb") if is_original(path)]
+    found = [p for p in found if not p.stem.endswith("_exercises") and exports(p)]
     return sorted(found, key=lambda p: (p.stem[:4], p.stem != p.parent.name, p))
 
 
@@ -74,20 +71,16 @@ def is_original(path: Path) -> bool:
     and its last cell, if it checks a notebook, checks this one. An exercise notebook is
     named after its chapter.
     """
-    main = path.with_name(f"{path.parent.name}.ipynb")
-    names = re.fullmatch(r"(ch\d\d_)\w+/\1(exercises|\w+(?<!_exercises))",
-                         f"{main.stem}/{path.stem}")  # fmt: skip
-    checked = (
-        LAST_CELL.findall(path.read_text(*AS_TEXT))
-        if names and main.is_file()
-        else [""]
-    )
+    names = ORIGINAL.fullmatch(f"{path.parent.name}/{path.stem}")
+    if not names or not path.with_name(f"{path.parent.name}.ipynb").is_file():
+        return False
+    checked = LAST_CELL.findall(path.read_text("utf-8", "replace"))
     return not checked or path.stem in checked
 
 
 def exports(path: Path) -> bool:
     """Tell whether a notebook exports a module: unless it says that it does not."""
-    return "**Exports:** nothing" not in path.read_text(*AS_TEXT)
+    return "**Exports:** nothing" not in path.read_text("utf-8", "replace")
 
 
 def topic_of(path: Path) -> str:
@@ -102,26 +95,20 @@ def topic_of(path: Path) -> str:
 # ---------------------------------------------------------------------- one module
 
 
-def read_cells(cells: list[dict]) -> tuple[str, list[tuple[str, str]], list[str]]:
-    """Return a notebook's promise, its code cells, and directives in other cells.
+def read_cells(cells: list[dict]) -> tuple[str, list[tuple[str, str]]]:
+    """Return a notebook's promise, and its code cells, each with its section's title.
 
-    The promise is the `> ` line of the first cell, "" if that has none. Each code cell
-    comes with its section's title.
+    The promise is the `> ` line of the first cell, "" if that has none.
     """
-    section, code, stray = "", [], []
-    promise = None
-    for number, cell in enumerate(cells, 1):
-        kind, source = cell["cell_type"], "".join(cell["source"])
-        if number == 1:
-            promise = PROMISE.search(source)
-        if kind == "code":
+    section, code = "", []
+    promise = PROMISE.search("".join(cells[0]["source"])) if cells else None
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
             code.append((section, source))
-        elif LIKE_A_DIRECTIVE.match(source):
-            first = source.strip().split("\n")[0]
-            stray.append(f"cell {number}: `{first}` in a {kind} cell")
-        for title in HEADING.findall(source) if kind == "markdown" else []:
+        for title in HEADING.findall(source) if cell["cell_type"] == "markdown" else []:
             section = re.sub(r"^(\d+\.\d+) ", r"Section \1: ", plain(title))
-    return plain(promise[1]) if promise else "", code, stray
+    return plain(promise[1]) if promise else "", code
 
 
 def plain(markdown: str) -> str:
@@ -130,7 +117,7 @@ def plain(markdown: str) -> str:
     >>> plain("A **bold** word, `code` and [a link](https://example.org)")
     'A bold word, code and a link'
     """
-    return re.sub(r"[*`]", "", LINK.sub(r"\1", markdown)).strip()
+    return re.sub(r"[*`]", "", re.sub(r"!?\[(.*?)\]\(.*?\)", r"\1", markdown)).strip()
 
 
 def faults(source: str, later: set[str], known: set[str]) -> Iterator[tuple[int, str]]:
@@ -143,16 +130,14 @@ def faults(source: str, later: set[str], known: set[str]) -> Iterator[tuple[int,
     exported = lines[0] in DIRECTIVES
     for number, line in enumerate(lines, 1):
         if LIKE_A_DIRECTIVE.match(line) and not (exported and number == 1):
-            rule = "a directive is a first line, `#| export` or `#| exporti`"
-            yield number, f"`{line.strip()}`: {rule}"
+            yield number, f"`{line.strip()}`: {RULE}"
     if not exported:
         return
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
         text = (error.text or "").strip()
-        what = "IPython magic" if MAGIC.match(text) else f"syntax error, {error.msg}"
-        yield error.lineno or 1, f"{what}: `{text}`"
+        yield error.lineno or 1, f"no Python, {error.msg}: `{text}`"
         return
     for node in ast.walk(tree):
         if isinstance(node, IMPORT):
@@ -169,7 +154,7 @@ def faults(source: str, later: set[str], known: set[str]) -> Iterator[tuple[int,
 
 def defined_names(node: ast.stmt) -> list[str]:
     """Return the names, but those with an underscore, that a statement defines."""
-    names = [node.name] if isinstance(node, DEFINITION) else []
+    names = [node.name] if hasattr(node, "name") else []
     if isinstance(node, ast.Assign | ast.AnnAssign):
         stored = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
         names += [part.id for part in stored if isinstance(part.ctx, ast.Store)]
@@ -219,20 +204,17 @@ def module_text(path: Path, notebooks: list[Path]) -> str:
     if path not in notebooks:
         raise ValueError(f"{label}: only ch*/chNN_<topic>.ipynb exports a module")
     later = {f"shared.{topic_of(p)}" for p in notebooks[notebooks.index(path) :]}
-    promise, code, stray = read_cells(read_json(path)["cells"])
+    promise, code = read_cells(read_json(path)["cells"])
     refused = [] if promise else [f"{label}: the first cell has no `> ` line"]
-    refused += [f"{label}, {where}" for where in stray]
     known: set[str] = set()
-    refused += [
-        f"{label}, code cell {number}, line {line}: {reason}"
-        for number, (_, source) in enumerate(code, 1)
-        for line, reason in faults(source, later, known)
-    ]
+    for number, (_, source) in enumerate(code, 1):
+        for line, reason in faults(source, later, known):
+            refused.append(f"{label}, code cell {number}, line {line}: {reason}")
     if refused:
         raise ValueError("\n".join(refused))
+    origin = f"{label} by\n`{COMMAND}`; edit the notebook, not this file."
     head = textwrap.fill(f'"""{promise}', 88, break_on_hyphens=False)
-    head += f"\n\nGenerated from {label} by\n`{COMMAND}`; "
-    head += 'edit the notebook, not this file.\n"""'
+    head += f'\n\nGenerated from {origin}\n"""'
     return formatted("\n\n".join([head, *assemble(code)]))
 
 
@@ -264,20 +246,18 @@ def note_on_place(original: Path) -> str:
     VS Code and JupyterLab tell its path; else it is a nameless one in the working
     directory. "" if no notebook runs this.
     """
-    ipython = sys.modules.get("IPython")
-    shell = ipython and ipython.get_ipython()
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if not shell:
+        return ""
     told = Path(os.environ.get("JPY_SESSION_NAME", ""))
     # A kernel that a notebook's cell has started inherits the variable.
     is_here = told.suffix == ".ipynb" and told.parent.resolve() == Path.cwd().resolve()
     running = Path.cwd() / (told.name if is_here else "")
-    running = Path(
-        shell and shell.user_ns.get("__vsc_ipynb_file__") or running
-    ).resolve()
-    original = original.resolve()
-    if not shell or running in (original, original.parent):
+    running = Path(shell.user_ns.get("__vsc_ipynb_file__", running)).resolve()
+    if running in (original.resolve(), original.resolve().parent):
         return ""
-    note = f"note: this runs in {running}, and checked was {original}; if yours is a "
-    return note + "copy, what you have changed in it was not looked at\n"
+    note = f"note: this runs in {running}, and checked was {original.resolve()}; if "
+    return note + "yours is a copy, what you have changed in it was not looked at\n"
 
 
 def main(argv: list[str] | None = None, root: Path = COURSE) -> int:
@@ -297,12 +277,9 @@ def main(argv: list[str] | None = None, root: Path = COURSE) -> int:
         try:
             if stem not in everywhere:
                 raise ValueError(f"{stem}: the course has no such notebook")
-            path = everywhere[stem]
-            if args.clean:
-                done = runpy.run_path(str(CLEAN))["clean"](path)
-            else:
-                done = write(path, found, root, args.check)
-            print(f"{stem}: {done}")
+            clean = runpy.run_path(CLEAN)["clean"] if args.clean else None
+            rest = () if clean else (found, root, args.check)
+            print(f"{stem}: {(clean or write)(everywhere[stem], *rest)}")
         except ValueError as error:
             problems.append(f"{error}\n")
     sys.stderr.writelines(problems)

@@ -67,11 +67,9 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
         write(new)
         if folder.exists():
             if foreign := set(os.listdir(folder)) - set(os.listdir(new)) - DROPPINGS:
+                advice = "nothing was written: move them away, or choose another folder"
                 listed = ", ".join(sorted(foreign))
-                raise ValueError(
-                    f"{folder} holds other files ({listed}); nothing was written: "
-                    "move them away, or choose another folder"
-                )
+                raise ValueError(f"{folder} holds other files ({listed}); {advice}")
             folder.rename(folder.with_name(f".{folder.name}.old"))
         new.rename(folder)
     except SafetensorError as error:  # how the library tells of a full disk
@@ -96,13 +94,12 @@ def set_weights(model: nn.Module, weights: Tensors, *, assign: bool = False) -> 
 
     The numbers are copied; with `assign`, the model takes over the tensors themselves.
     """
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    want = {name: tuple(p.shape) for name, p in model.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wrong = [f"missing {name}" for name in expected if name not in found]
-    wrong += [f"unknown {name}" for name in found if name not in expected]
-    for name, shape in expected.items():
-        if found.get(name, shape) != shape:
-            wrong.append(f"{name} is {found[name]}, not {shape}")
+    wrong = [f"missing {n}" for n in want if n not in found]
+    wrong += [f"unknown {n}" for n in found if n not in want]
+    both = [n for n in want if found.get(n, want[n]) != want[n]]
+    wrong += [f"{n} is {found[n]}, not {want[n]}" for n in both]
     if wrong:
         raise ValueError(f"the weights do not fit the model: {'; '.join(wrong)}")
     model.load_state_dict(weights, strict=False, assign=assign)
@@ -156,10 +153,9 @@ def require_plain(model: nn.Module) -> None:
         fresh = kind(model.config)
     now, own = _described(model), _described(fresh)
     if wrong := [name for name in now | own if now.get(name) != own.get(name)]:
-        raise ValueError(
-            f"{wrong[0]} is not that of a {kind.__name__}: put the model's own layer "
-            "back first (a classifier's head is kept by save_classifier)"
-        )
+        advice = "put the model's own layer back first (a classifier's head is kept by "
+        rule = f"is not that of a {kind.__name__}"
+        raise ValueError(f"{wrong[0]} {rule}: {advice}save_classifier)")
 
 
 def _described(model: nn.Module) -> dict[str, str]:
@@ -196,7 +192,6 @@ def refuse_gguf_settings(settings: dict, head_dim: int, known: set[str]) -> None
         idle += r"|rope\.scaling\.factor|rope\.scale_linear"
     for key, value in settings.items():
         name = key.removeprefix(prefix)
-        if name == key or name in known or re.fullmatch(idle, name):
-            continue
-        if value not in harmless.get(name, (0, "", [])):
+        ours = name == key or name in known or re.fullmatch(idle, name)
+        if not ours and value not in harmless.get(name, (0, "", [])):
             raise ValueError(f"{key} is {value!r}, which our model cannot compute")
