@@ -196,7 +196,7 @@ EXERCISE_5 = Exercise(
             "Smaller steps swing later, but they swing. Print the gradient of one "
             "weight in every step: does it belong to this step only?",
             "'lower the learning rate'"),
-        Mistake(lambda x, *rest: losses_of(x, *rest, pace=len(x)) * len(x),
+        Mistake(lambda x, y, V, n, lr: len(x) * losses_of(x, y, V, n, lr, pace=len(x)),
             "The loss is now a sum over the text, no longer the mean. That was not the "
             "fault: look at the order of the calls.", "reduction='sum' tried against a "
             "loss that does not fall"),

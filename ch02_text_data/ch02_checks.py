@@ -25,7 +25,7 @@ def rust(merges, special=None):
     """Return tiktoken's tokenizer of these merges, for one pre-token."""
     tokens = BYTES + [left + right for left, right in merges]
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    rules = {"mergeable_ranks": ranks, "special_tokens": special or {}}
+    rules: dict = {"mergeable_ranks": ranks, "special_tokens": special or {}}
     return tiktoken.Encoding("x", pat_str=r"(?s).+", **rules)
 
 
@@ -91,7 +91,7 @@ def rust_tokens(word, merges):
 
 def glue(parts, pair):
     """Return parts with every pair of these neighbours glued."""
-    out = []
+    out: list = []
     for part in parts:
         hit = out and (out[-1], part) == pair
         out[-1:] = [out[-1] + part] if hit else [*out[-1:], part]
@@ -109,7 +109,8 @@ def encode_with(word, merges, pick):
 
 def longest_first(word, merges):
     """Cut off the longest known token, again and again."""
-    known, parts = {left + right for left, right in merges}, []
+    parts: list = []
+    known = {left + right for left, right in merges}
     while word:
         sizes = range(len(word), 0, -1)
         size = next(n for n in sizes if word[:n] in known or n == 1)
@@ -232,8 +233,7 @@ EXERCISE_5 = Exercise(
             "Three of four. The last one gives every text back. What might a user type "
             "to end it?", "transformers issue 29279, tokenizers issue 1347"),
         Mistake(expect_bytes, "You refuse a good one: may a token not be longer than a "
-            "byte? What must hold for every tokenizer?", "tests tied to one "
-            "implementation"),
+            "byte?", "tests of one implementation"),
     ], notice="Encode, decode, compare tests any tokenizer. But the text of a special "
         "token does come back, so that needs a test of its own.",
 )
@@ -283,8 +283,7 @@ EXERCISE_7 = Exercise(
         Mistake(partial(unfold, first=-1), "One target a window. But every one of its "
             "T inputs has a token after it, too.", "chapter 1's three letters"),
         Mistake(lambda ids, T, stride: sliding(ids, T, 1), "Each window begins one "
-            "token after the one before. What is `stride` for?",
-            "rasbt/LLMs-from-scratch issue 23"),
+            "token later. What is `stride` for?", "rasbt/LLMs-from-scratch issue 23"),
         Mistake(partial(sliding, end=-1), "Your last window lacks its last target. Up "
             "to which start are there T + 1 tokens?", "len(ids) - T + 1, sliding "
             "windows"),
@@ -318,9 +317,8 @@ EXERCISE_8 = Exercise(
         Mistake(partial(by_the_paper, power=lambda c: c), "The cosine turns at another "
             "speed than its sine. Both belong to one hand: which exponent do they "
             "share?", "SamLynnEvans/Transformer issue 7"),
-        Mistake(partial(by_the_paper, step=2), "All sines come first, then all cosines "
-            "(some models do that). In the paper they take turns.",
-            "allenai/allennlp issue 2993"),
+        Mistake(partial(by_the_paper, step=2), "All sines come first, then all "
+            "cosines. In the paper they take turns.", "allenai/allennlp issue 2993"),
         Mistake(partial(by_the_paper, start=1), "Your positions begin with 1. What are "
             "sin 0 and cos 0?", "maxjcohen/transformer issue 62"),
     ], notice="Column 0 is the fastest hand: sin 0, sin 1, sin 2 …",
@@ -350,7 +348,8 @@ def train_with(counts, n, fault=""):
     if fault == "across":
         counts = {b"".join(w * k for w, k in counts.items()): 1}
     pieces = [([bytes([b]) for b in w], k) for w, k in counts.items()]
-    merges, pairs = [], Counter()
+    merges: list = []
+    pairs: Counter = Counter()
     for _ in range(n):
         if fault != "once" or not pairs:
             pairs = Counter()
