@@ -518,8 +518,8 @@ BREAK_IT = Exercise(
 
 def small_gpt(n_layers=2, width=8, vocab_size=11, context=12):
     """Return weights of a small GPT, with the names that GPTModel gives them."""
-    shapes = {"tok_emb.weight": (vocab_size, width), "pos_emb.weight": (context, width)}
-    linear, norms = {}, ["final_norm"]
+    shapes: dict[str, tuple[int, ...]] = {"tok_emb.weight": (vocab_size, width)}
+    shapes["pos_emb.weight"], linear, norms = (context, width), {}, ["final_norm"]
     for n in range(n_layers):
         norms += [f"blocks.{n}.norm1", f"blocks.{n}.norm2"]
         for name in ("W_query", "W_key", "W_value", "out_proj"):

@@ -682,7 +682,7 @@ SEARCH = Exercise(
             "our own trial",
         ),
         Mistake(
-            lambda *given: search(*given[:-1], end=-1),
+            lambda model, start, n, most, end: search(model, start, n, most, -1),
             "A text that has ended is continued. Set it aside, as it is.",
             "our own trial",
         ),
