@@ -9,8 +9,6 @@ from torch import nn
 
 from shared.support.exercises import Checks, Exercise, Mistake, refuses
 
-OURS = "our own trial of these exercises"
-
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     """Return random numbers, always the same ones."""
@@ -64,7 +62,7 @@ LAYER_NORM = Exercise(
         Mistake(
             lambda x, weight, bias: F.layer_norm(x, weight.shape),
             "The vectors are normalised. What are `weight` and `bias` for?",
-            OURS,
+            "our own trial",
         ),
         Mistake(
             wrongly(power=1),
@@ -114,7 +112,7 @@ COUNT = Exercise(
             ALL + 3 * 3 * 4 * (D**2 + D),
             "You counted attention once for every head. Heads share out the D columns "
             "of each matrix: more heads are not more parameters.",
-            OURS,
+            "our own trial",
         ),
     ],
 )
@@ -141,7 +139,7 @@ ORDER = Exercise(
         Mistake(
             smallest_first()[::-1],
             "The order is right, but it begins with the largest.",
-            OURS,
+            "our own trial",
         ),
         Mistake(
             smallest_first(latents=2),
@@ -157,7 +155,7 @@ ORDER = Exercise(
             smallest_first(heads=1),
             "The window model shares nothing: each of its 1,024 entries has keys and "
             "values of all 32 heads.",
-            OURS,
+            "our own trial",
         ),
     ],
 )
@@ -193,7 +191,7 @@ GELU = Exercise(
             lambda x: below(x),
             "You differentiated the x in front and left the rest alone. GELU is a "
             "product, and x stands in its second factor too.",
-            OURS,
+            "our own trial",
         ),
         Mistake(
             lambda x: below(x) + bell(x),
@@ -283,13 +281,13 @@ BLOCK = Exercise(
         Mistake(
             as_block(lambda x, n1, a, n2, m: x + m(n2(a(n1(x))))),
             "You have one shortcut round the whole block. Each branch needs its own.",
-            OURS,
+            "our own trial",
         ),
         Mistake(
             as_block(lambda x, n1, a, n2, m: x + a(n1(x)) + m(n2(x))),
             "Your MLP reads the block's input. It should read the stream after "
             "attention has added to it.",
-            OURS,
+            "our own trial",
         ),
     ],
 )
@@ -357,12 +355,7 @@ ROPE = Exercise(
             turned_with(speed=-2.0),
             "Your later pairs turn faster and faster. They should be slower. Which "
             "sign has the exponent?",
-            OURS,
-        ),
-        Mistake(
-            turned_with(place=lambda t: t + 1),
-            "Your first row is turned already. Positions begin at 0.",
-            OURS,
+            "our own trial",
         ),
         Mistake(
             turned_with(side_by_side=True),
@@ -404,9 +397,7 @@ def heads(n_heads, n_kv_heads):
 GROUPED = Exercise(
     "4.7",
     "keys for the wrong heads",
-    lambda *three: F.scaled_dot_product_attention(
-        *three, is_causal=True, enable_gqa=True
-    ),
+    partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True),
     faulty=grouped(in_turns, in_turns),
     cases={
         "6 heads, 2 of keys": heads(6, 2),
@@ -419,7 +410,7 @@ GROUPED = Exercise(
         Mistake(
             grouped(in_groups, in_turns),
             "The keys are right now. And the values?",
-            OURS,
+            "our own trial",
         ),
         Mistake(
             grouped(lambda x, n: x[:, :1], lambda x, n: x[:, :1]),
@@ -511,13 +502,13 @@ BREAK_IT = Exercise(
             to_the_last_digit,
             "You refuse every layer, good ones too. Sines and cosines are rounded, so "
             "what is equal on paper is only nearly equal here.",
-            OURS,
+            "our own trial",
         ),
         Mistake(
             distances_only,
             "Equal scores at equal distance: that is half of it. A layer that does "
             "nothing does that as well. What must differ?",
-            OURS,
+            "our own trial",
         ),
     ],
 )
@@ -527,8 +518,8 @@ BREAK_IT = Exercise(
 
 def small_gpt(n_layers=2, width=8, vocab_size=11, context=12):
     """Return weights of a small GPT, with the names that GPTModel gives them."""
-    shapes = {"tok_emb.weight": (vocab_size, width), "pos_emb.weight": (context, width)}
-    linear, norms = {}, ["final_norm"]
+    shapes: dict[str, tuple[int, ...]] = {"tok_emb.weight": (vocab_size, width)}
+    shapes["pos_emb.weight"], linear, norms = (context, width), {}, ["final_norm"]
     for n in range(n_layers):
         norms += [f"blocks.{n}.norm1", f"blocks.{n}.norm2"]
         for name in ("W_query", "W_key", "W_value", "out_proj"):
@@ -577,7 +568,8 @@ def block_with(causal=True, form="tanh", transposed=True, projected=True):
             all_of_it = F.linear(h, *both(f"attention.W_{part}"))
             split = all_of_it.view(B, T, n_heads, -1).transpose(1, 2)
             heads.append(split if transposed else all_of_it.view(split.shape))
-        out = F.scaled_dot_product_attention(*heads, is_causal=causal)
+        q, k, v = heads
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         out = (out.transpose(1, 2) if transposed else out).reshape(B, T, D)
         x = x + (F.linear(out, *both("attention.out_proj")) if projected else out)
         h = F.linear(
@@ -630,7 +622,7 @@ EMBED = Exercise(
         Mistake(
             lambda w, ids: w["tok_emb.weight"][ids] + w["pos_emb.weight"][ids],
             "You look up the positions with token ids. Where does a token stand?",
-            OURS,
+            "our own trial",
         ),
     ],
 )
@@ -658,12 +650,12 @@ ONE_BLOCK = Exercise(
             block_with(transposed=False),
             "The shapes fit, but your heads are cut from the wrong numbers: a reshape "
             "alone mixes up tokens and heads. Which axis must be split first?",
-            OURS,
+            "our own trial",
         ),
         Mistake(
             block_with(projected=False),
             "One matrix has not been used: the one after the heads are joined.",
-            OURS,
+            "our own trial",
         ),
     ],
 )
@@ -682,7 +674,7 @@ WHOLE = Exercise(
         Mistake(
             partial(scores_of, blocks=range(2)),
             "It works for two blocks. Take their number from the weights.",
-            OURS,
+            "our own trial",
         ),
     ],
 )
@@ -701,7 +693,7 @@ WRITE = Exercise(
         Mistake(
             lambda weights, ids, *more: written(weights, ids, *more)[:, ids.shape[1] :],
             "The new tokens are right. Return the whole text, prompt first.",
-            OURS,
+            "our own trial",
         ),
     ],
 )
