@@ -1,0 +1,382 @@
+"""Every exercise: its stub is open, its solution right, each known mistake is named.
+
+Answers in other words, right and wrong, stand in tests/fixtures/chNN_answers.txt.
+"""
+
+import contextlib
+import io
+import json
+import linecache
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from code_lines import lines_of_code
+
+from shared.support import COURSE, exercises, read_json
+from shared.support.exercises import STUB, Checks, Exercise, Mistake, difference
+from shared.support.suite import is_untouched
+
+sys.path.insert(0, str(COURSE / ".site"))
+import teaching  # noqa: E402
+
+NOTEBOOKS = sorted(COURSE.glob("ch??_*/ch??_exercises.ipynb"))
+FEWEST = {1: 6}  # exercises of a chapter; nine elsewhere
+MOST_LINES = 30  # of checks, an exercise
+ANSWER = re.compile(r"^# (\d+\.\d+[a-z]?) (right|wrong)(?:: (.*))?$", re.MULTILINE)
+
+
+def chapter_of(notebook: Path) -> int:
+    return int(notebook.stem[2:4])
+
+
+def checks_of(notebook: Path) -> Checks:
+    """Return a chapter's checks, read anew, as its notebook imports them."""
+    folder = str(notebook.parent)
+    sys.path[:0] = [folder]
+    try:
+        return __import__(exercises.checks_of(notebook).stem).check
+    finally:
+        sys.path.remove(folder)
+
+
+def code_of(notebook: Path) -> list[str]:
+    cells = read_json(notebook)["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+
+
+def answers_of(notebook: Path) -> list[tuple[str, str, str | None, str]]:
+    """Return the answers in other words: number, right or wrong, hint's part, code."""
+    path = COURSE / "tests" / "fixtures" / f"{notebook.stem[:4]}_answers.txt"
+    parts = ANSWER.split(path.read_text(encoding="utf-8"))[1:]
+    return list(zip(*(parts[n::4] for n in range(4)), strict=True))  # type: ignore
+
+
+ALL = [(p, e) for p in NOTEBOOKS for e in checks_of(p).exercises.values()]
+MISTAKES = [(p, e, m) for p, e in ALL for m in e.mistakes]
+ANSWERS = [(p, *answer) for p in NOTEBOOKS for answer in answers_of(p)]
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+each_exercise = pytest.mark.parametrize(
+    ("path", "exercise"), ALL, ids=[f"ch{chapter_of(p):02}-{e.number}" for p, e in ALL]
+)
+
+
+def needs_shipped(path: Path) -> None:
+    """Skip a test of a notebook as we ship it where a learner has begun to write."""
+    if os.environ.get("CI") != "true" and not is_untouched(path):
+        pytest.skip("a learner has written into this notebook")
+
+
+# --- the notebooks ---------------------------------------------------------------
+
+
+@each_notebook
+def test_every_exercise_has_its_parts(path):
+    needs_shipped(path)
+    numbers = list(checks_of(path).exercises)
+    code, text = code_of(path), teaching.prose(path)
+    stubs = [n for n, source in enumerate(code) if STUB.match(source)]
+    checked = [re.fullmatch(r'check\("(\S+)", (\w+)\)', code[n + 1]) for n in stubs]
+    assert [STUB.match(code[n])[1] for n in stubs] == numbers
+    assert [match[1] for match in checked] == numbers
+    assert list(teaching.solutions(path)) == numbers
+    headings = re.findall(
+        r"^##+ (\d+\.\d+[a-z]?) .*[●○]{3} \(\d+ minutes?\)$", text, re.M
+    )
+    assert headings == numbers
+    assert len(re.findall(r"<details><summary>Hint</summary>", text)) == len(numbers)
+    assert text.index("\n## Try it\n") < text.index(f"## {numbers[0]} ")
+
+
+@each_notebook
+def test_every_stub_is_open(path):
+    needs_shipped(path)
+    verdicts = exercises.run(path)
+    assert {n: str(v) for n, v in verdicts.items() if v.state != "open"} == {}
+
+
+@each_notebook
+def test_every_folded_solution_is_right(path):
+    verdicts = exercises.run(path, teaching.solutions(path))
+    assert {n: str(v) for n, v in verdicts.items() if not v} == {}
+
+
+@each_exercise
+def test_stub_and_solution_begin_alike(path, exercise):
+    needs_shipped(path)
+    (stub,) = [
+        c for c in code_of(path) if c.startswith(f"# Exercise {exercise.number}\n")
+    ]
+    start, _, rest = stub.partition("    raise NotImplementedError")
+    name = re.compile(r"^(?:def|class) (\w+)|^(\w+) = ", re.MULTILINE)
+    solution = teaching.solutions(path)[exercise.number]
+    if exercise.faulty is None and not rest and "..." not in stub:
+        assert solution.startswith(start)
+    assert set(name.findall(stub)) <= set(name.findall(solution))
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+@each_exercise
+def test_no_hint_holds_a_line_of_the_solution(path, exercise):
+    text = teaching.prose(path).partition(f"## {exercise.number} ")[2]
+    shown = text.partition("<summary>Hint</summary>")[2].partition("</details>")[0]
+    stub = "\n".join(c for c in code_of(path) if c.startswith("# Exercise"))
+    solution = teaching.solutions(path)[exercise.number].splitlines()[1:]
+    lines = [plain(line.partition("  # ")[0]) for line in solution]
+    lines = [s for s in lines if len(s) > 12 and s not in plain(stub)]
+    for hint in [shown, *(m.hint for m in exercise.mistakes)]:
+        assert not [line for line in lines if line in plain(hint)], hint
+
+
+# --- what the checks say ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "exercise", "mistake"),
+    MISTAKES,
+    ids=[f"{e.number}-{e.mistakes.index(m)}" for _, e, m in MISTAKES],
+)
+def test_each_mistake_gets_its_own_hint(path, exercise, mistake):
+    verdict = exercise.check(mistake.answer)
+    assert (verdict.state, verdict.hint) == ("wrong", mistake.hint)
+    assert mistake.seen
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[Path, dict[str, Any]]:
+    """Every notebook's names, after its imports and all solutions."""
+    found = {}
+    for path in NOTEBOOKS:
+        checks_of(path)
+        found[path] = {"__name__": "__main__"}
+        for source in [code_of(path)[0], *teaching.solutions(path).values()]:
+            exec(source, found[path])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "kind", "part", "code"),
+    ANSWERS,
+    ids=[f"{number}-{kind}" for _, number, kind, _, _ in ANSWERS],
+)
+def test_an_answer_in_other_words(worlds, path, number, kind, part, code):
+    """Right ones are accepted; wrong ones get the hint that is theirs, or none."""
+    (name,) = re.findall(rf'^check\("{number}", (\w+)\)', "\n".join(code_of(path)), re.M)
+    file = f"<cell {number}>"
+    linecache.cache[file] = (len(code), None, code.splitlines(True), file)
+    exec(compile(code, file, "exec"), names := dict(worlds[path]))
+    exercise = checks_of(path).exercises[number]
+    with contextlib.redirect_stdout(io.StringIO()):
+        verdict = exercise.check(names[name])
+    known = [mistake.hint for mistake in exercise.mistakes]
+    if kind == "right":
+        assert verdict, str(verdict)
+    elif part is None:
+        assert verdict.state in ("wrong", "error") and verdict.hint not in known
+    else:
+        assert verdict.state in ("wrong", "error") and part in verdict.hint
+    assert "<script" not in verdict._repr_html_()
+
+
+# --- how much there is --------------------------------------------------------------
+
+
+def kind_of(exercise: Exercise) -> str:
+    if exercise.number[-1].isalpha():
+        return "project"
+    if exercise.faulty is not None:
+        return "mend it"
+    if exercise.judge is exercises.refuses:
+        return "break it"
+    return "write" if callable(exercise.answer) else "think"
+
+
+@each_notebook
+def test_a_chapter_has_enough(path):
+    own = checks_of(path).exercises
+    fewest = FEWEST.get(chapter_of(path), 9)
+    assert len({number.rstrip("abcdef") for number in own}) >= fewest
+    kinds = {kind_of(exercise) for exercise in own.values()}
+    assert len(kinds) == 5, kinds
+    mistakes = [len(exercise.mistakes) for exercise in own.values()]
+    assert min(mistakes) >= 2 and sum(mistakes) >= 3 * len(own)
+    lines = lines_of_code(exercises.checks_of(path).read_text(encoding="utf-8"))
+    assert lines <= MOST_LINES * len(own), lines
+    found = {(number, kind, part is None) for number, kind, part, _ in answers_of(path)}
+    for number in own:
+        assert (number, "right", True) in found and (number, "wrong", True) in found
+
+
+# --- the engine ---------------------------------------------------------------------
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+DOUBLE = Exercise(
+    "1.1",
+    "twice",
+    doubled,
+    [Mistake(lambda x: x**2, "Twice, not squared.", "here")],
+    "Even.",
+    {"a table": (torch.tensor([[0.0, 2.0], [1.0, 3.0]]),), "one": (torch.ones(1),)},
+    differentiable=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "part"),
+    [
+        (doubled, "right", "Even."),
+        (lambda x: x * x, "wrong", "Twice, not squared."),
+        (lambda x: x + 1, "wrong", "3 of its 4 numbers are others."),
+        (lambda x: x.mul_(2), "wrong", "changes its input"),
+        (lambda x: 2 * x.detach(), "wrong", "gradients"),
+        (lambda x: (2 * x).T[:1], "wrong", "shape is (1, 2), and (2, 2) is wanted"),
+        (lambda x: (2 * x).long(), "wrong", "dtype is torch.int64, and torch.float32"),
+        (lambda x: (2 * x).tolist(), "wrong", "of type list, and Tensor is wanted"),
+        (lambda x: None, "wrong", "is there a `return`?"),
+        (lambda x: x @ torch.ones(3), "error", "RuntimeError: size mismatch"),
+        (lambda: 1, "error", "TypeError"),
+        (3, "wrong", "A function or class is wanted; this is of type int."),
+        (..., "open", ""),
+    ],
+)
+def test_what_is_said(answer, state, part):
+    verdict = DOUBLE.check(answer)
+    assert verdict.state == state and part in verdict.hint
+    assert bool(verdict) == (state == "right")
+
+
+def test_text_and_page_say_the_same():
+    verdict = DOUBLE.check(lambda x: x + torch.tensor([0.0, 1.0]))
+    assert str(verdict).splitlines() == [
+        "✗ Exercise 1.1, twice: not right yet",
+        "3 of its 4 numbers are others.",
+        "in the case: a table",
+        "expected:",
+        "       0        4≠",
+        "       2≠        6≠",
+        "yours:",
+        "       0        3≠",
+        "       1≠        4≠",
+    ]
+    page = re.sub(r"<[^>]+>", " ", verdict._repr_html_())
+    assert page.split() == (
+        "✗ Exercise 1.1, twice: not right yet 3 of its 4 numbers are others. In the "
+        "case a table : expected 0 4≠ 2≠ 6≠ yours 0 3≠ 1≠ 4≠"
+    ).split()
+
+
+def test_the_first_difference_is_in_sight():
+    expected, given = torch.zeros(2, 3, 9, 9), torch.zeros(2, 3, 9, 9)
+    given[1, 2, 8, 7] = 1
+    tables = exercises.Verdict(DOUBLE, "wrong", "", "big", expected, given).tables()
+    assert [sum(row, []).count("1≠") for row in [tables[1]]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("expected", "given", "said"),
+    [
+        (3, 3.0, ""),
+        (3, torch.tensor(3), ""),
+        (12345, 12346, "large"),
+        (0.5, 0.50001, ""),
+        (0.5, 0.4, "small"),
+        (float("nan"), float("nan"), ""),
+        ((2, 3), torch.Size([2, 3]), ""),
+        ((2, 3), [2, 4], "Entry `1`: It is too large."),
+        ((2, 3), (2, 3, 1), "3 entries"),
+        ({"q": (1, 2)}, {"q": (1, 3)}, "Entry `'q'`"),
+        ({"q": 1}, {"k": 1}, "entries"),
+        ("mask", "softmax", "another"),
+        (True, 1, ""),
+        (ValueError("a"), ValueError("b"), ""),
+        (ValueError("a"), 1, "ValueError should be raised"),
+        (torch.tensor([float("nan")]), torch.tensor([float("nan")]), ""),
+        (torch.ones(2), torch.ones(2, 1), "shape"),
+        (torch.ones(2), 1.0, "type float"),
+    ],
+)
+def test_difference(expected, given, said):
+    found = difference(expected, given)
+    assert said in found and bool(found) == bool(said)
+
+
+def test_a_value_is_not_given_away():
+    number = Exercise("1.2", "how many", 73, [Mistake(36, "Twice?", "here")], "Many.")
+    assert "73" not in str(number.check(70)) + number.check(70)._repr_html_()
+    assert number.check(36).hint == "Twice?" and number.check(73.0)
+    assert number.check(len).hint.startswith("A value is wanted")
+    pair = Exercise("1.3", "two", (1, 2), [], "")
+    assert pair.check((1, ...)).state == "open" and pair.check([1, 2])
+
+
+def test_an_error_names_the_learners_line(tmp_path):
+    code = "def f(x):\n    y = x + 1\n    return quries"
+    file = "<cell 3 of my.ipynb>"
+    linecache.cache[file] = (len(code), None, code.splitlines(True), file)
+    exec(compile(code, file, "exec"), names := {})
+    verdict = DOUBLE.check(names["f"])
+    assert verdict.state == "error"
+    assert verdict.hint == (
+        "Your code raised NameError: name 'quries' is not defined\n"
+        "in your line: `return quries`"
+    )
+
+
+# --- programs -----------------------------------------------------------------------
+
+
+def changed_copy(path: Path, target: Path, instead: dict[str, str]) -> Path:
+    """Write the notebook as it is after a learner has filled in some stubs."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        stub = STUB.match("".join(cell["source"]))
+        if stub and stub[1] in instead:
+            cell["source"] = instead[stub[1]]
+    target.write_text(json.dumps(notebook), encoding="utf-8")
+    return target
+
+
+CHAPTER_3 = COURSE / "ch03_attention" / "ch03_exercises.ipynb"
+
+
+def test_what_is_next(tmp_path, capsys):
+    right = teaching.solutions(CHAPTER_3)
+    half = {"3.1": right["3.1"], "3.2": "# Exercise 3.2\nraise SystemError\n"}
+    mine = changed_copy(CHAPTER_3, tmp_path / "mine.ipynb", half)
+    exercises.main([str(mine)])
+    squares, following = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"Chapter 3: ■□+ 1 of \d+ solved", squares)
+    assert following == "next: 3.2 in mine.ipynb"
+
+
+def test_an_endless_loop_ends(tmp_path, capsys, monkeypatch):
+    loop = {"3.1": "# Exercise 3.1\nwhile True: pass"}
+    mine = changed_copy(CHAPTER_3, tmp_path / "mine.ipynb", loop)
+    monkeypatch.setattr(exercises, "SECONDS", 4)
+    exercises.main([str(mine)])
+    assert "3 ✗ mine.ipynb could not be run: TimeoutExpired" in capsys.readouterr().out
+
+
+def test_a_notebook_without_checks_is_named(tmp_path):
+    (tmp_path / "x.ipynb").write_text('{"cells": []}')
+    with pytest.raises(ValueError, match="x.ipynb does not import the checks"):
+        exercises.checks_of(tmp_path / "x.ipynb")
+
+
+def test_module_runs_as_a_program():
+    program = [sys.executable, "-m", "shared.support.exercises", "--help"]
+    done = subprocess.run(program, cwd=COURSE, capture_output=True, text=True)
+    assert done.returncode == 0 and "what comes next" in done.stdout
