@@ -559,7 +559,7 @@ MASK = Exercise(
 
 def masked_attention(queries, keys, values, mask, **wrong):
     mask = mask if wrong.get("axis") else mask[:, None]
-    mask = ~mask if wrong.get("turned") else mask
+    mask = mask * -1e9 if wrong.get("turned") else mask
     if wrong.get("scale"):
         queries = queries * (queries.shape[-1] / wrong["scale"](queries)) ** 0.5
     heads = F.scaled_dot_product_attention(queries, keys, values, mask)
