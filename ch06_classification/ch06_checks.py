@@ -38,6 +38,8 @@ def word_score(spam, ham, n_spam, n_ham, n_known, more=1, of=None, swap=False):
 
 NO_ONES = "A word that never stood in ham now decides alone, or breaks the logarithm. "
 NO_ONES += "With which number does every count start?"
+TOO_FEW = "A little was added below the line. But every known word got its 1: by how "
+TOO_FEW += "much has the sum of all counts grown?"
 SCORE = Exercise(
     "6.1",
     "the score of a word",
@@ -49,11 +51,11 @@ SCORE = Exercise(
     },
     notice="One word more in ham costs more the rarer the word is: it is a ratio.",
     mistakes=[
-        Mistake(partial(word_score, more=0, of=0), NO_ONES, "d2l-ai/d2l-en#2037"),
+        Mistake(partial(word_score, more=0, of=0), NO_ONES, "accord-net/framework#255"),
         Mistake(
             lambda spam, ham, a, b, n: math.log(spam / a) - math.log(ham / b),
             NO_ONES,
-            "d2l-ai/d2l-en#2037",
+            "accord-net/framework#255",
         ),
         Mistake(
             partial(word_score, of=0),
@@ -61,10 +63,10 @@ SCORE = Exercise(
             "many more, in all of spam and in all of ham?",
             "cardmagic/classifier#80",
         ),
+        Mistake(partial(word_score, of=1), TOO_FEW, "a first attempt of ours"),
         Mistake(
-            partial(word_score, of=1),
-            "One word is counted more often, but every known word got its 1. By how "
-            "much has the sum of all counts grown?",
+            partial(word_score, of=2),
+            TOO_FEW,
             "pbharrin/machinelearninginaction3x#20",
         ),
         Mistake(
@@ -298,7 +300,7 @@ WEIGHTED = Exercise(
         Mistake(
             lambda logits, labels, weights: F.cross_entropy(logits * weights, labels),
             "You weigh the logits. That makes another model; weigh its losses.",
-            "pytorch/pytorch#8062",
+            "a first attempt of ours",
         ),
     ],
 )
@@ -364,7 +366,7 @@ NEIGHBOURS = Exercise(
             lambda classify, messages: classify(messages),
             "Your test lets every filter pass. What should be the same for a message "
             "alone and in company, and where do you `assert` it?",
-            "castorini/castor#176",
+            "castorini/castor#176: nobody had compared",
         ),
         Mistake(
             partial(refuse_neighbours, close=torch.equal),
@@ -450,8 +452,7 @@ def states_by_length(rows, lower, back="right", cut=True):
         some = [rows[i] for i in order[start : start + 2]]
         for row, x in zip(some, lower(pad_sequence(some, True)), strict=True):
             states.append(x[: len(row)] if cut else x)
-    places = {"right": sorted(range(len(order)), key=order.__getitem__), "no": None}
-    places |= {"twice": order, "reversed": range(len(order))[::-1]}
+    places = {"right": sorted(range(len(order)), key=order.__getitem__), "twice": order}
     return states if back == "no" else [states[i] for i in places[back]]
 
 
@@ -480,11 +481,6 @@ ORDER = Exercise(
             "Nearly. You have the list that says which row came first; you need the "
             "opposite, where row 0 has gone. With two rows it is the same.",
             "mead-ml/mead-baseline#677",
-        ),
-        Mistake(
-            partial(states_by_length, back="reversed"),
-            "Reversed is not unsorted: it puts the longest row first.",
-            "hsgodhia/hred#5",
         ),
         Mistake(partial(states_by_length, cut=False), PADDED, "section 6.5"),
         Mistake(
@@ -520,7 +516,7 @@ SIZES = Exercise(
         Mistake(
             adapter(n=30 * 4 * 4 * 576),
             "The values have 192 rows only: three groups share them.",
-            "MSIIP/MedM-VL#12",
+            "section 6.12",
         ),
         Mistake(
             adapter(n=4 * (2 * 576 + 576 + 192)),
@@ -609,7 +605,7 @@ LORA = Exercise(
         Mistake(
             partial(Adapted, scale=lambda alpha, rank: alpha),
             "Too strong: by what is α divided?",
-            "huggingface/peft#2489",
+            "a first attempt of ours",
         ),
         Mistake(
             partial(Adapted, frozen=False),
@@ -647,7 +643,7 @@ MERGE = Exercise(
         Mistake(
             partial(merge, scale=lambda alpha, A: alpha),
             "With rank 1 this is right. With rank 2 it is twice too much.",
-            "huggingface/peft#2489",
+            "a first attempt of ours",
         ),
         Mistake(
             partial(merge, scale=lambda alpha, A: alpha / A.shape[1]),
@@ -696,12 +692,12 @@ BEST = Exercise(
         Mistake(
             partial(best_adapter, power=0),
             "The directions are right, their strengths are lost. Where is S?",
-            "arcee-ai/mergekit#328",
+            "a first attempt of ours",
         ),
         Mistake(
             partial(best_adapter, power=2),
             "The strengths count twice: once in A, and once in B?",
-            "arcee-ai/mergekit#240",
+            "a first attempt of ours",
         ),
         Mistake(
             lambda change, rank: (change[:rank], torch.eye(len(change))[:, :rank]),
