@@ -1,25 +1,60 @@
-"""What only teachers use of the exercises and questions.
+"""What runs whole exercise notebooks, and what only teachers use.
 
     python .site/teaching.py --table handed_in/*.ipynb    CSV: who is stuck on what
     python .site/teaching.py --nbgrader FOLDER            nbgrader's source notebooks
-    python .site/teaching.py --gift                       all quizzes in Moodle's GIFT
+    python .site/teaching.py --gift                       all quizzes, in Moodle's GIFT
 
-`--table` runs what was handed in: do it in an account or a container of its own.
+`--table` runs what was handed in: do that in an account or a container of its own.
+`python -m shared.support.exercises` is the learner's overview.
 """
 
+import argparse
+import ast
+import contextlib
+import csv
+import io
+import json
+import linecache
+import os
 import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 COURSE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(COURSE))
 
 from shared.support import read_json  # noqa: E402
+from shared.support.exercises import MARKS, Verdict, squares  # noqa: E402
 
+SECONDS = 120  # for one notebook
+STUB = re.compile(r"# Exercise (\d+\.\d+[a-z]?)\n")
+CHECK = re.compile(r'check\("(\S+)", (\w+)\)')
 FOLD = re.compile(
     r"<details><summary>Solution (\S+)</summary>\s*```python\n(.*?)```\s*</details>\s*",
     re.DOTALL,
 )
+Row = dict[str, str]
+
+
+# --- exercise notebooks ---------------------------------------------------------------
+
+
+def exercise_notebooks() -> list[Path]:
+    """List the course's exercise notebooks, in reading order."""
+    return sorted(COURSE.glob("ch??_*/ch??_exercises.ipynb"))
+
+
+def checks_of(notebook: Path) -> Path:
+    """Return the file that a notebook's exercises, or a copy's, are checked with."""
+    named = re.search(r"from (ch\d\d_checks) import", notebook.read_text("utf-8"))
+    found = [*COURSE.glob(f"ch??_*/{named[1]}.py")] if named else []
+    if not found:
+        raise ValueError(f"{notebook} does not import the checks of a chapter")
+    return found[0]
 
 
 def prose(notebook: Path) -> str:
@@ -33,3 +68,154 @@ def solutions(notebook: Path) -> dict[str, str]:
     """Return the folded solutions of an exercise notebook, each as its stub's cell."""
     found = FOLD.findall(prose(notebook))
     return {number: f"# Exercise {number}\n{code}" for number, code in found}
+
+
+def cells_to_run(notebook: Path) -> Iterator[tuple[int, str]]:
+    """Yield number and source of the code cells, but those of the part "Try it"."""
+    heading = ""
+    for n, cell in enumerate(read_json(notebook)["cells"]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            heading = [heading, *re.findall(r"^## (.*)", source, re.MULTILINE)][-1]
+        elif heading != "Try it":
+            yield n, source
+
+
+def run(notebook: Path, instead: dict[str, str] | None = None) -> dict[str, Verdict]:
+    """Run an exercise notebook, but its part "Try it"; return a verdict an exercise.
+
+    `instead` gives other code for the cells of some. A cell that fails is passed over.
+    """
+    checks = checks_of(notebook)
+    sys.path.insert(0, str(checks.parent))
+    sys.modules.pop(checks.stem, None)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for n, source in cells_to_run(notebook):
+        if stub := STUB.match(source):
+            source = (instead or {}).get(stub[1], source)
+        name = f"<cell {n} of {notebook.name}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            exec(compile(source, name, "exec"), names)
+    return names["check"].verdicts
+
+
+def rows_of(notebook: Path) -> list[Row]:
+    """Run a notebook in a process of its own, with a time limit; a row an exercise."""
+    command = [sys.executable, __file__, "--rows", str(notebook.resolve())]
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=checks_of(notebook).parent,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=SECONDS,
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        hint = f"{notebook.name} could not be run: {type(error).__name__}"
+        chapter = str(int(checks_of(notebook).stem[2:4]))
+        return [{"exercise": chapter, "state": "error", "hint": hint}]
+
+
+def overview(names: Sequence[str | Path] = ()) -> None:
+    """Print a line for every chapter, what is wrong in it, and what comes next."""
+    following = []
+    for path in map(Path, names or exercise_notebooks()):
+        rows = rows_of(path)
+        print(squares({row["exercise"]: row["state"] for row in rows}))
+        for row in rows:
+            if row["state"] in ("wrong", "error"):
+                first = row["hint"].splitlines()[0]
+                print(f"   {row['exercise']} {MARKS['wrong']} {first}")
+            if row["state"] != "right":
+                following.append(f"next: {row['exercise']} in {path.name}")
+    print([*following, "all are solved"][0])
+
+
+# --- teachers -------------------------------------------------------------------------
+
+
+def table(notebooks: Sequence[Path]) -> None:
+    """Write a CSV table to the standard output: file, exercise, state, hint."""
+    writer = csv.DictWriter(sys.stdout, ["file", "exercise", "state", "hint"])
+    writer.writeheader()
+    for path in notebooks:
+        writer.writerows({"file": str(path), **row} for row in rows_of(path))
+
+
+def for_nbgrader(path: Path, folder: Path) -> Path:
+    """Write a notebook as an nbgrader source: solution regions, locked checks."""
+    notebook, answers = read_json(path), solutions(path)
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            cell["source"] = FOLD.sub("", source)
+            continue
+        cell["outputs"], cell["execution_count"] = [], None
+        if stub := STUB.match(source):
+            cell["source"] = with_region(answers[stub[1]])
+            cell["metadata"] = mark(f"exercise-{stub[1]}", solution=True)
+        elif checked := CHECK.fullmatch(source):
+            cell["source"] = f"assert {source}"
+            cell["metadata"] = mark(f"check-{checked[1]}", grade=True, points=1)
+    chapter = checks_of(path).parent
+    target = folder / "source" / chapter.name[:4] / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    target.write_text(text, encoding="utf-8")
+    shutil.copy(checks_of(path), target.parent)
+    return target
+
+
+def with_region(code: str) -> str:
+    """Mark what a learner has to write: a function's body, a class's, or a value."""
+    lines, last = code.rstrip().split("\n"), ast.parse(code).body[-1]
+    first = last.lineno
+    if isinstance(last, ast.FunctionDef | ast.ClassDef):
+        first = last.body[1 if ast.get_docstring(last) is not None else 0].lineno
+    line = lines[first - 1]
+    indent = line[: len(line) - len(line.lstrip())]
+    region = [f"{indent}### BEGIN SOLUTION", *lines[first - 1 :]]
+    return "\n".join([*lines[: first - 1], *region, f"{indent}### END SOLUTION"])
+
+
+def mark(
+    name: str, *, solution: bool = False, grade: bool = False, **more: Any
+) -> dict:
+    """Return nbgrader's metadata of a cell; its names may hold no dots."""
+    about = {"grade_id": name.replace(".", "-"), "schema_version": 3, "task": False}
+    about |= {"grade": grade, "locked": grade, "solution": solution} | more
+    return {"nbgrader": about}
+
+
+# --- quizzes --------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="or those of the course"
+    )
+    parser.add_argument("--table", action="store_true", help="print a CSV table")
+    parser.add_argument("--nbgrader", metavar="FOLDER", type=Path, help="write sources")
+    parser.add_argument("--rows", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    paths = options.notebooks or exercise_notebooks()
+    if options.rows:
+        found = run(paths[0]).items()
+        rows = [{"exercise": n, "state": v.state, "hint": v.hint} for n, v in found]
+        print(json.dumps(rows))
+    elif options.table:
+        table(paths)
+    elif options.nbgrader:
+        print(*(for_nbgrader(path, options.nbgrader) for path in paths), sep="\n")
+    else:
+        parser.error("what shall be done?")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 
 import matplotlib as mpl
 import numpy as np
@@ -13,12 +14,14 @@ from nbformat.v4 import new_code_cell, new_notebook
 from shared.support import COURSE
 from shared.support.course import (
     COLORS,
-    check_environment,
     get_device,
     set_seed,
     show,
     use_course_style,
 )
+
+sys.path.append(str(COURSE / "ch01_intro"))
+from environment import check_environment
 
 
 def draw() -> list[float]:

@@ -21,7 +21,6 @@ from shared.support import COURSE, read_json, sha256_of, write_whole
 from shared.support.files import (
     read_tensors,
     read_trained,
-    save_for_transformers,
     save_trained,
     set_weights,
     weights_of,
@@ -30,6 +29,7 @@ from shared.support.files import (
 
 sys.path.append(str(COURSE / "ch05_pretraining"))
 from checkpoints import load_checkpoint, save_checkpoint
+from to_transformers import save_for_transformers
 
 
 def begins_with(path: Path, rest: str = "") -> str:

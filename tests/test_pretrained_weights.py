@@ -45,10 +45,14 @@ from shared.pretrained_weights import (
     to_llama,
 )
 from shared.pretraining import model_with, save_model
+from shared.support import COURSE
 from shared.support.fetch import FetchError, fetch_smollm2
-from shared.support.files import save_for_transformers, weights_of
+from shared.support.files import weights_of
 from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer
+
+sys.path.append(str(COURSE / "ch05_pretraining"))
+from to_transformers import save_for_transformers
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 TALES = FIXTURES.parents[1] / "ch05_pretraining" / "tiny_tales_gpt"

@@ -12,22 +12,16 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
-from shared.support import tiny_tales
-from shared.support.tiny_tales import (
-    KNOWN_WORDS,
-    RULES,
-    Grammar,
-    Tale,
-    entropy_floor,
-    quality,
-    tales,
-)
+from shared.support import COURSE, tiny_tales
+from shared.support.tiny_tales import RULES, Grammar, Tale, tales
 
-CHAPTER = Path(__file__).parent.parent / "ch05_pretraining"
+sys.path.append(str(COURSE / "ch05_pretraining"))
+from tales_measures import KNOWN_WORDS, entropy_floor, quality
+
+CHAPTER = COURSE / "ch05_pretraining"
 PLOTS = [re.findall(r"{(\w+)}", plot) for plot in RULES["story"]]
 # [settings, friend, shapes] of each plot; like "story", every such name is used once
 STRUCTURE = {"story", *(name for plot in PLOTS for name in plot)}

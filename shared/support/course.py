@@ -1,24 +1,17 @@
 """What every notebook needs: seeds, a device, one look for its pictures."""
 
-import importlib.metadata
 import os
-import platform
 import random
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from cycler import cycler
 from matplotlib.backends import BackendFilter, backend_registry
-
-from shared.support import COURSE
 
 # Okabe-Ito colours, which stay apart for colour-blind readers, and a grey; one meaning
 # each.
@@ -113,35 +106,3 @@ def show(
     table.index = list(rows or [""] * len(table))
     table.columns = list(columns or [""] * table.shape[1])
     print(table.to_string(header=bool(columns), index=bool(rows), float_format=form))
-
-
-def check_environment(requirements: Path | None = None) -> list[str]:
-    """Print what this machine offers the course; return what is missing, in sentences.
-
-    Compares the installed packages with the pins in `requirements` (by default the
-    course's own requirements.txt) and looks at the free memory. An empty list means:
-    ready.
-    """
-    pins = (requirements or COURSE / "requirements.txt").read_text(encoding="utf-8")
-    problems = []
-    for name, wanted in re.findall(r"^([\w-]+)==(\S+)", pins, re.MULTILINE):
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            advice = f"run `python -m pip install {name}=={wanted}`"
-            problems.append(f"{name} is missing: {advice}.")
-            continue
-        if found.split("+")[0] != wanted:  # 2.13.0+cpu counts as 2.13.0
-            made = f"the stored outputs were made with {wanted}"
-            problems.append(f"{name} is {found}, {made}.")
-    memory = psutil.virtual_memory()
-    free, total = memory.available / 2**30, memory.total / 2**30
-    if free < 4:
-        rule = "4 are wanted: close something"
-        problems.append(f"Only {free:.1f} GiB of memory are free, {rule}.")
-    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
-    print(f"{versions}, device {get_device()}")
-    threads = torch.get_num_threads()
-    print(f"{free:.1f} of {total:.1f} GiB of memory free, {threads} threads")
-    print("\n".join(problems) or "Nothing is missing.")
-    return problems

@@ -15,8 +15,7 @@ notebook, cell and line (of the code cells, and within the cell, counted from 1)
 refused notebook leaves its module as it is. Whatever else may be wrong with a module,
 such as a name that no exported cell defines, is for ruff to find.
 
-`--clean` undoes what JupyterLab and nbconvert add to a notebook, so that a line that
-was edited is a line that differs.
+`--clean` undoes what JupyterLab and nbconvert add to a notebook (`.ci/clean.py`).
 """
 
 import argparse
@@ -25,15 +24,17 @@ import difflib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 from shared.support import COURSE, read_json, write_whole
 
+CLEAN = COURSE / ".ci" / "clean.py"
+AS_TEXT = ("utf-8", "replace")  # whatever it is
 COMMAND = "python -m shared.support.export"
 DIRECTIVES = ("#| export", "#| exporti")
 # Also with a byte order mark before it, another bar, no bar, ...
@@ -50,7 +51,6 @@ LINK = re.compile(r"!?\[(.*?)\]\(.*?\)")
 RUFF = ["--isolated", "--quiet", "--line-length=88", "--target-version=py311"]
 RUFF += ["--config=src = []", '--config=lint.isort.known-first-party = ["shared"]']
 
-KERNEL = dict(display_name="Python 3 (ipykernel)", language="python", name="python3")
 IMPORT = ast.Import | ast.ImportFrom
 DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -63,30 +63,31 @@ def find_notebooks(root: Path = COURSE) -> list[Path]:
     copies, and notebooks that say `**Exports:** nothing`.
     """
     found = [path for path in root.glob("ch*/*.ipynb") if NOTEBOOK.fullmatch(path.stem)]
-    texts = {path: path.read_text("utf-8", errors="replace") for path in found}
-    found = [p for p, t in texts.items() if is_original(p, t) and exports(p, t)]
+    found = [path for path in found if is_original(path) and exports(path)]
     return sorted(found, key=lambda p: (p.stem[:4], p.stem != p.parent.name, p))
 
 
-def is_original(path: Path, text: str = "") -> bool:
+def is_original(path: Path) -> bool:
     """Tell a notebook of the course from a copy of it, or in a copy of its folder.
 
     Its folder holds a notebook of the folder's own name, its name begins as that does,
-    and its last cell, if it checks a notebook, checks this one. Who has read its `text`
-    hands it on.
+    and its last cell, if it checks a notebook, checks this one. An exercise notebook is
+    named after its chapter.
     """
     main = path.with_name(f"{path.parent.name}.ipynb")
-    names = re.fullmatch(r"(ch\d\d_)\w+/\1\w+", f"{main.stem}/{path.stem}")
-    if not names or not main.is_file():
-        return False
-    checked = LAST_CELL.findall(text or path.read_text("utf-8", errors="replace"))
+    names = re.fullmatch(r"(ch\d\d_)\w+/\1(exercises|\w+(?<!_exercises))",
+                         f"{main.stem}/{path.stem}")  # fmt: skip
+    checked = (
+        LAST_CELL.findall(path.read_text(*AS_TEXT))
+        if names and main.is_file()
+        else [""]
+    )
     return not checked or path.stem in checked
 
 
-def exports(path: Path, text: str = "") -> bool:
+def exports(path: Path) -> bool:
     """Tell whether a notebook exports a module: unless it says that it does not."""
-    text = text or path.read_text("utf-8", errors="replace")
-    return "**Exports:** nothing" not in text
+    return "**Exports:** nothing" not in path.read_text(*AS_TEXT)
 
 
 def topic_of(path: Path) -> str:
@@ -101,29 +102,26 @@ def topic_of(path: Path) -> str:
 # ---------------------------------------------------------------------- one module
 
 
-def read_cells(cells: list[dict]) -> tuple[str, list[tuple[str, str]]]:
-    """Return a notebook's promise, and its code cells, each with its section's title.
+def read_cells(cells: list[dict]) -> tuple[str, list[tuple[str, str]], list[str]]:
+    """Return a notebook's promise, its code cells, and directives in other cells.
 
-    The promise is the `> ` line of the first cell, "" if that has none.
+    The promise is the `> ` line of the first cell, "" if that has none. Each code cell
+    comes with its section's title.
     """
-    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    promise = PROMISE.search(sources[0][1]) if sources else None
-    section, code = "", []
-    for kind, source in sources:
+    section, code, stray = "", [], []
+    promise = None
+    for number, cell in enumerate(cells, 1):
+        kind, source = cell["cell_type"], "".join(cell["source"])
+        if number == 1:
+            promise = PROMISE.search(source)
         if kind == "code":
             code.append((section, source))
+        elif LIKE_A_DIRECTIVE.match(source):
+            first = source.strip().split("\n")[0]
+            stray.append(f"cell {number}: `{first}` in a {kind} cell")
         for title in HEADING.findall(source) if kind == "markdown" else []:
             section = re.sub(r"^(\d+\.\d+) ", r"Section \1: ", plain(title))
-    return plain(promise[1]) if promise else "", code
-
-
-def directives_in_text(cells: list[dict]) -> Iterator[str]:
-    """Yield where a cell that is no code cell begins with a directive."""
-    for number, cell in enumerate(cells, 1):
-        source = "".join(cell["source"])
-        if cell["cell_type"] != "code" and LIKE_A_DIRECTIVE.match(source):
-            first = source.strip().split("\n")[0]
-            yield f"cell {number}: `{first}` in a {cell['cell_type']} cell"
+    return plain(promise[1]) if promise else "", code, stray
 
 
 def plain(markdown: str) -> str:
@@ -158,21 +156,15 @@ def faults(source: str, later: set[str], known: set[str]) -> Iterator[tuple[int,
         return
     for node in ast.walk(tree):
         if isinstance(node, IMPORT):
-            for module in sorted(imported_modules(node) & later):
+            above = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            names = [f"{above}{alias.name}".split(".") for alias in node.names]
+            for module in sorted({".".join(name[:2]) for name in names} & later):
                 yield node.lineno, f"`{module}` is not an earlier module of the course"
     for node in tree.body:
         for name in defined_names(node):
             if name in known:
                 yield node.lineno, f"`{name}` is exported twice"
             known.add(name)
-
-
-def imported_modules(node: ast.Import | ast.ImportFrom) -> set[str]:
-    """Return the modules that an import may mean, as far as `package.module`."""
-    names = [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        names = [f"{node.module}.{name}" for name in names]
-    return {".".join(name.split(".")[:2]) for name in names}
 
 
 def defined_names(node: ast.stmt) -> list[str]:
@@ -186,8 +178,7 @@ def defined_names(node: ast.stmt) -> list[str]:
 
 def assemble(cells: list[tuple[str, str]]) -> list[str]:
     """Return the parts of a module, in order: imports, public names, blocks of code."""
-    imports, public, blocks = [], [], []
-    shown = ""
+    imports, public, blocks, shown = [], [], [], ""
     for section, source in cells:
         directive, *lines = source.split("\n")
         if directive not in DIRECTIVES:
@@ -199,10 +190,8 @@ def assemble(cells: list[tuple[str, str]]) -> list[str]:
                 lines[own] = [""] * len(lines[own])
             elif directive == "#| export":
                 public += defined_names(node)
-        block = "\n".join(lines).strip()
-        if block and section != shown:
-            block = f"# {section}\n{block}"
-            shown = section
+        if (block := "\n".join(lines).strip()) and section != shown:
+            block, shown = f"# {section}\n{block}", section
         blocks.append(block)
     names = json.dumps(public, ensure_ascii=False)
     if len(names) > 78:
@@ -230,9 +219,9 @@ def module_text(path: Path, notebooks: list[Path]) -> str:
     if path not in notebooks:
         raise ValueError(f"{label}: only ch*/chNN_<topic>.ipynb exports a module")
     later = {f"shared.{topic_of(p)}" for p in notebooks[notebooks.index(path) :]}
-    promise, code = read_cells(cells := read_json(path)["cells"])
+    promise, code, stray = read_cells(read_json(path)["cells"])
     refused = [] if promise else [f"{label}: the first cell has no `> ` line"]
-    refused += [f"{label}, {where}" for where in directives_in_text(cells)]
+    refused += [f"{label}, {where}" for where in stray]
     known: set[str] = set()
     refused += [
         f"{label}, code cell {number}, line {line}: {reason}"
@@ -266,72 +255,26 @@ def write(path: Path, notebooks: list[Path], root: Path, check: bool) -> str:
     return f"wrote {name}"
 
 
-# --------------------------------------------------------------------- stored form
-
-
-def clean_outputs(outputs: list[dict]) -> list[dict]:
-    """Return the outputs of a cell as they are stored.
-
-    Consecutive pieces of one stream are joined, and of a line that a progress bar wrote
-    again and again, the last state stays. Metadata goes.
-    """
-    cleaned: list[dict] = []
-    for stream, pieces in groupby(outputs, lambda output: output.get("name")):
-        if stream is None:
-            cleaned += pieces
-            continue
-        text = "".join("".join(piece["text"]) for piece in pieces)
-        text = re.sub(r"[^\n]*\r", "", text.replace("\r\n", "\n"))
-        if lines := text.splitlines(keepends=True):
-            cleaned.append({"output_type": "stream", "name": stream, "text": lines})
-    return [o | {"metadata": {}} if "metadata" in o else o for o in cleaned]
-
-
-def clean(path: Path) -> str:
-    """Bring a notebook to the form in which it is stored; say what was done."""
-    notebook = read_json(path)
-    notebook["metadata"] = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    for cell in notebook["cells"]:
-        metadata = cell["metadata"]
-        cell["metadata"] = {"tags": metadata["tags"]} if metadata.get("tags") else {}
-        if metadata.get("jupyter", {}).get("source_hidden"):
-            cell["metadata"]["jupyter"] = {"source_hidden": True}
-        source = "".join(cell["source"]).rstrip("\n")
-        cell["source"] = source.splitlines(keepends=True)
-        if cell["cell_type"] == "code":
-            cell["outputs"] = clean_outputs(cell["outputs"])
-    text = json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
-    if text == path.read_text(encoding="utf-8"):
-        return "is clean"
-    write_whole(path, text)
-    return "cleaned"
-
-
 # --------------------------------------------------------------------- the program
 
 
-def running_notebook() -> Path | None:
-    """Return where the notebook lies that runs this, as far as can be told.
+def note_on_place(original: Path) -> str:
+    """Return a line if the notebook that runs may not be the one that was checked.
 
     VS Code and JupyterLab tell its path; else it is a nameless one in the working
-    directory. None if no notebook runs this.
+    directory. "" if no notebook runs this.
     """
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
-    if not shell:
-        return None
-    if told := shell.user_ns.get("__vsc_ipynb_file__"):
-        return Path(told).resolve()
     told = Path(os.environ.get("JPY_SESSION_NAME", ""))
     # A kernel that a notebook's cell has started inherits the variable.
     is_here = told.suffix == ".ipynb" and told.parent.resolve() == Path.cwd().resolve()
-    return Path.cwd().resolve() / (told.name if is_here else "")
-
-
-def note_on_place(original: Path) -> str:
-    """Return a line if the notebook that runs may not be the one that was checked."""
-    running, original = running_notebook(), original.resolve()
-    if running is None or running in (original, original.parent):
+    running = Path.cwd() / (told.name if is_here else "")
+    running = Path(
+        shell and shell.user_ns.get("__vsc_ipynb_file__") or running
+    ).resolve()
+    original = original.resolve()
+    if not shell or running in (original, original.parent):
         return ""
     note = f"note: this runs in {running}, and checked was {original}; if yours is a "
     return note + "copy, what you have changed in it was not looked at\n"
@@ -347,22 +290,24 @@ def main(argv: list[str] | None = None, root: Path = COURSE) -> int:
     args = parser.parse_args(argv)
     # Of two with the same name the original counts, so it comes last.
     everywhere = {p.stem: p for p in sorted(root.glob("ch*/*.ipynb"), key=is_original)}
-    problems = []
+    found, problems = find_notebooks(root), []
     # A name, or a path in whatever way it is written, means a notebook of the course.
-    found = find_notebooks(root)
-    names = args.names or found
-    for stem in [Path(name).stem for name in names]:
+    stems = [Path(name).stem for name in args.names or found]
+    for stem in stems:
         try:
             if stem not in everywhere:
                 raise ValueError(f"{stem}: the course has no such notebook")
             path = everywhere[stem]
-            done = clean(path) if args.clean else write(path, found, root, args.check)
+            if args.clean:
+                done = runpy.run_path(str(CLEAN))["clean"](path)
+            else:
+                done = write(path, found, root, args.check)
             print(f"{stem}: {done}")
         except ValueError as error:
-            problems.append(str(error))
-    sys.stderr.writelines(f"{problem}\n" for problem in problems)
-    if args.check and len(names) == 1 and Path(names[0]).stem in everywhere:
-        sys.stderr.write(note_on_place(everywhere[Path(names[0]).stem]))
+            problems.append(f"{error}\n")
+    sys.stderr.writelines(problems)
+    if args.check and len(stems) == 1 and stems[0] in everywhere:
+        sys.stderr.write(note_on_place(everywhere[stems[0]]))
     return 1 if problems else 0
 
 

@@ -19,6 +19,7 @@ import datetime
 import io
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,8 +34,10 @@ from shared.pretraining import stream
 from shared.quantization import quantize, size_in_bytes
 from shared.support import COURSE, write_whole
 from shared.support.fetch import fetch_smollm2
-from shared.support.files import save_for_transformers
 from shared.text_data import load_text
+
+sys.path.append(str(COURSE / "ch05_pretraining"))
+from to_transformers import save_for_transformers
 
 PATH = COURSE / "ch05_pretraining" / "quantization_decoding.csv"
 COLUMNS = "program threads tokens_per_second lowest highest".split()

@@ -8,6 +8,7 @@ one where the best two are nearly equally likely: there, rounding may decide.
 """
 
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +19,10 @@ import torch
 
 from shared.pretrained_weights import load_pretrained
 from shared.pretraining import generate
-from shared.support.files import save_for_transformers
+from shared.support import COURSE
+
+sys.path.append(str(COURSE / "ch05_pretraining"))
+from to_transformers import save_for_transformers
 
 N, ROUNDS = 40, 5
 TOLERANCE = 1e-3  # of a logit
