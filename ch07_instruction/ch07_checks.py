@@ -59,11 +59,6 @@ COUNT = Exercise(
             "Shifted rightly. But here the model learns to speak for the user, too.",
             "huggingface/open-r1#517",
         ),
-        Mistake(
-            [-100, -100, -100, -100, 8, 6, 9],
-            "That is the last answer. Nothing is wrong with the first one.",
-            "section 7.3",
-        ),
     ],
 )
 
@@ -133,7 +128,7 @@ def pad_and_mask(rows, end, pad=None, mask="length"):
         place, begin = torch.arange(len(target)), len(row) - 1
         if mask == "first end":
             begin = row.index(end)
-        later = place >= begin - (mask == "too early")
+        later = place >= begin
         by_id = {"end": target == end, "zero": target == 0, "none": place < 0}
         target[by_id.get(mask, later)] = IGNORE
     return padded[:, :-1], targets
@@ -174,22 +169,16 @@ END = Exercise(
             "What tells padding from words for sure?",
             "unslothai/unsloth#416",
         ),
-        Mistake(
-            partial(pad_and_mask, mask="too early"),
-            "One too many is masked: it is the end itself. Targets are one shorter.",
-            "section 7.3",
-        ),
     ],
 )
 
 # --- 7.4 a template that nobody can break --------------------------------------------
 
-SPECIAL = {"<|im_start|>": 256, "<|im_end|>": 257}
 tokenizer = tiktoken.Encoding(
     "bytes",
     pat_str=r"[\s\S]+?",
     mergeable_ranks={bytes([n]): n for n in range(256)},
-    special_tokens=SPECIAL,
+    special_tokens={"<|im_start|>": 256, "<|im_end|>": 257},
 )
 
 
@@ -217,19 +206,17 @@ def stripped(text):
     return tokenizer.encode_ordinary(re.sub(r"<\|im_(start|end)\|>", "", text))
 
 
+def spelled(ids):
+    names = {256: "[[im_start]]", 257: "[[im_end]]"}
+    return "".join(names.get(i) or tokenizer.decode([i]) for i in ids)
+
+
 def talk(cls, *turns):
     """Return what the model reads; special tokens stand in double brackets."""
     chat, read = cls(tokenizer), []
     for n, text in enumerate(turns):
-        if n % 2:
-            chat.answered(text)
-            continue
-        ids = chat.ask(text)
-        read.append("")
-        for i in ids:
-            name = {256: "[[im_start]]", 257: "[[im_end]]"}.get(i)
-            read[-1] += name or tokenizer.decode([i])
-    return read
+        read.append(chat.answered(text) if n % 2 else spelled(chat.ask(text)))
+    return read[::2]
 
 
 CHAT = Exercise(
@@ -283,12 +270,12 @@ CHAT = Exercise(
 # --- 7.5 a test for batches ----------------------------------------------------------
 
 
-def batch_of(examples, edit=lambda flags, piece, last: flags, ahead=0, pad=0):
+def batch_of(examples, edit=lambda flags, last: flags, ahead=0, pad=0):
     rows, written = [], []
     for pieces in examples:
         rows.append(torch.tensor(sum(pieces, [])))
         flags = [
-            edit([n % 2] * len(piece), n, n == len(pieces) - 1)
+            edit([n % 2] * len(piece), n == len(pieces) - 1)
             for n, piece in enumerate(pieces)
         ]
         written.append(torch.tensor(sum(flags, [])) == 1)
@@ -297,34 +284,25 @@ def batch_of(examples, edit=lambda flags, piece, last: flags, ahead=0, pad=0):
     return inputs, ids[:, 1:].where(counts[:, 1:], IGNORE)
 
 
-def no_end(flags, n, last):
-    return [*flags[:-1], 0]
-
-
-def users_too(flags, n, last):
-    return [1] * len(flags)
-
-
-def late(flags, n, last):
-    return [0, *flags[1:]]
-
-
-def last_only(flags, n, last):
-    return flags if last else [0] * len(flags)
+EDITS = {
+    "no ends": lambda flags, last: [*flags[:-1], 0],
+    "request": lambda flags, last: [1] * len(flags),
+    "late": lambda flags, last: [0, *flags[1:]],
+    "last": lambda flags, last: flags if last else [0] * len(flags),
+}
 
 
 def refuse_wrong_batches(collate, examples, look="both"):
     inputs, targets = collate(examples)
     lines = [sum(pieces, []) for pieces in examples]
     if look == "all inputs":
-        assert inputs.tolist() == [lines[0][:-1], [*lines[1][:-1], 0, 0, 0, 0, 0]]
+        assert inputs.tolist() == [lines[0][:-1], [*lines[1], 0, 0, 0, 0]]
     if look == "both":
         for row, line in zip(inputs, lines, strict=True):
             assert row[: len(line) - 1].tolist() == line[:-1]
+    assert look != "never content"
     counted = [row[row != IGNORE].tolist() for row in targets]
-    if look == "ends":
-        assert all(row and row[-1] == 9 for row in counted)
-    elif look != "nothing":
+    if look != "nothing":
         assert counted == [[7, 9, 8, 6, 9], [2, 9]]
 
 
@@ -337,10 +315,10 @@ BATCHES = Exercise(
     cases={
         "a good one": (batch_of, *TALKS),
         "a good one, padded with the token 1": (partial(batch_of, pad=1), *TALKS),
-        "one that teaches no ends": (partial(batch_of, edit=no_end), *TALKS),
-        "one that teaches the request": (partial(batch_of, edit=users_too), *TALKS),
-        "one that loses the first words": (partial(batch_of, edit=late), *TALKS),
-        "one with the last answers only": (partial(batch_of, edit=last_only), *TALKS),
+        "one that teaches no ends": (partial(batch_of, edit=EDITS["no ends"]), *TALKS),
+        "one that teaches requests": (partial(batch_of, edit=EDITS["request"]), *TALKS),
+        "one without the first words": (partial(batch_of, edit=EDITS["late"]), *TALKS),
+        "one with last answers only": (partial(batch_of, edit=EDITS["last"]), *TALKS),
         "one whose inputs give the targets away": (partial(batch_of, ahead=1), *TALKS),
     },
     notice="Five broken ones refused, two good ones accepted. A loss near zero after "
@@ -357,14 +335,15 @@ BATCHES = Exercise(
             "a first attempt of ours",
         ),
         Mistake(
-            partial(refuse_wrong_batches, look="ends"),
-            "You look at the ends only. What else could go wrong?",
-            "section 7.3",
-        ),
-        Mistake(
             partial(refuse_wrong_batches, look="all inputs"),
             "You refuse a good one. Does it matter with which token one pads?",
             "section 7.3",
+        ),
+        Mistake(
+            partial(refuse_wrong_batches, look="never content"),
+            "You refuse every batch, good ones too. Write down the inputs and targets "
+            "of the short row once more. (Its end is one of the inputs.)",
+            "a first attempt of ours",
         ),
     ],
 )  # fmt: skip
@@ -380,6 +359,8 @@ def read_score(text, form=r"(?i)score:\s*(\d+)", which=-1, most=10):
     return points if points <= most else None
 
 
+FIRST = "The first score in the text, whatever its number. Which one counts when "
+FIRST += "there are two, and can anybody get 85 of 10 points?"
 JUDGE = Exercise(
     "7.6",
     "what the judge says",
@@ -409,9 +390,13 @@ JUDGE = Exercise(
         ),
         Mistake(
             partial(read_score, form=r"Score: (\d+)", which=0, most=math.inf),
-            "The first `Score:` with a capital letter, whatever its number. Which one "
-            "counts when there are two, and can anybody get 85 of 10 points?",
+            FIRST,
             "a first attempt of ours",
+        ),
+        Mistake(
+            partial(read_score, which=0, most=math.inf),
+            FIRST,
+            "sbintuitions/flexeval#237",
         ),
         Mistake(
             partial(read_score, form=r"(?i)score:\s*(\d)"),
@@ -428,28 +413,22 @@ JUDGE = Exercise(
             "85 of 10 points? Whoever says so has not read the question.",
             "IBM/unitxt#1960",
         ),
-        Mistake(
-            partial(read_score, form=r"Score:\s*(\d+)"),
-            "Some judges write a small letter.",
-            "section 7.5",
-        ),
     ],
 )
 
 # --- 7.7 DPO's loss ------------------------------------------------------------------
 
 
-def dpo(policy, reference, beta, held=1, turn=1, inside=1, reduce=torch.mean):
+def dpo(policy, reference, beta, held=1, turn=1, inside=True, reduce=torch.mean):
     rewards = policy - held * reference
     margins = turn * (rewards[0] - rewards[1])
-    losses = -F.logsigmoid(beta**inside * margins) * (1 if inside else beta)
-    return reduce(losses)
+    margins = beta * margins if inside else margins
+    return reduce(-F.logsigmoid(margins) * (1 if inside else beta))
 
 
-def detached(answer, *arguments):
-    """Let gradients flow to the first argument only."""
-    return answer(arguments[0], *(a.detach() if torch.is_tensor(a) else a
-                                  for a in arguments[1:]))  # fmt: skip
+def with_reference(answer, policy, reference, beta):
+    """Only the policy is a leaf: no gradient need flow to the reference."""
+    return answer(policy, torch.tensor(reference), beta)
 
 
 def right_margins(policy, reference, beta):
@@ -466,14 +445,15 @@ DPO = Exercise(
     "7.7",
     "the loss of DPO",
     right_margins,
-    judge=detached,
+    judge=with_reference,
     cases={
-        "one pair": (*torch.tensor([[[-4.0], [-5.0]], [[-5.0], [-4.0]]]), 0.5),
-        "three pairs": (numbers(2, 3) * 5 - 20, numbers(2, 3, seed=2) * 5 - 20, 0.1),
-        "a pair that lies far apart": (
-            *torch.tensor([[[-900.0], [-100.0]], [[-300.0], [-100.0]]]),
-            0.5,
+        "one pair": (torch.tensor([[-4.0], [-5.0]]), [[-5.0], [-4.0]], 0.5),
+        "three pairs": (
+            numbers(2, 3) - 9,
+            (3 * numbers(2, 3, seed=2) - 9).tolist(),
+            0.1,
         ),
+        "far apart": (torch.tensor([[-900.0], [-100.0]]), [[-300.0], [-100.0]], 0.5),
     },
     differentiable=True,
     notice="No word of it is about text: two models, two answers, four numbers.",
@@ -490,15 +470,10 @@ DPO = Exercise(
             "section 7.11",
         ),
         Mistake(
-            partial(dpo, inside=0),
+            partial(dpo, inside=False),
             "β stands outside: there it only makes the steps smaller. Where must it be "
             "to hold the model?",
             "section 7.11",
-        ),
-        Mistake(
-            partial(dpo, inside=2),
-            "β counts twice.",
-            "AI-Hypercomputer/maxtext#1530",
         ),
         Mistake(
             log_of_sigmoid,
@@ -575,11 +550,6 @@ ADVANTAGES = Exercise(
             "Tencent-Hunyuan/UniRL#335",
         ),
         Mistake(
-            partial(advantages, least=0),
-            "0 by 0 is `nan`: what should a group learn in which all are alike?",
-            "bojieli/ai-agent-book#498",
-        ),
-        Mistake(
             partial(advantages, correction=1),
             "Nearly. `std` divides by n − 1, as for a sample. Here all are there.",
             "Tencent-Hunyuan/UniRL#335",
@@ -599,9 +569,8 @@ ADVANTAGES = Exercise(
 )
 
 
-def clipped(new, old, advantages, eps, how=torch.minimum, log=False, turn=1):
-    ratio = turn * (new - old)
-    ratio = ratio if log else ratio.exp()
+def clipped(new, old, advantages, eps, how=torch.minimum, of=torch.exp):
+    ratio = of(new - old)
     gains = advantages[:, None] * ratio
     return how(gains, advantages[:, None] * ratio.clamp(1 - eps, 1 + eps))
 
@@ -612,13 +581,9 @@ def by_sign(new, old, advantages, eps):
     return advantages * torch.where(advantages > 0, up, down)
 
 
-def min_first(new, old, advantages, eps):
-    ratio = (new - old).exp()
-    return advantages[:, None] * ratio.clamp(max=1 + eps)
-
-
-def by_column(new, old, advantages, eps):
-    return clipped(new.mT, old.mT, advantages, eps).mT
+def moved_by(answer, moved, advantages, eps):
+    old = torch.full_like(moved, -2)
+    return answer(old + moved, old, torch.tensor(advantages), eps)
 
 
 MOVED = torch.tensor([[0.5, 1.1, 1.5], [0.5, 1.1, 1.5], [0.9, 2.0, 0.3]]).log()
@@ -626,20 +591,10 @@ CLIPPED = Exercise(
     "7.9b",
     "clipped gains",
     by_sign,
-    judge=detached,
+    judge=moved_by,
     cases={
-        "three answers of three tokens": (
-            MOVED - 2,
-            torch.full((3, 3), -2.0),
-            torch.tensor([1.0, -1.0, 0.5]),
-            0.2,
-        ),
-        "two answers of three tokens": (
-            MOVED[:2] - 1,
-            torch.full((2, 3), -1.0),
-            torch.tensor([-2.0, 1.5]),
-            0.1,
-        ),
+        "three answers of three tokens": (MOVED, [1.0, -1.0, 0.5], 0.2),
+        "two answers of three tokens": (MOVED[:2], [-2.0, 1.5], 0.1),
     },
     differentiable=True,
     notice="Where the gain is clipped there is no slope: that token has moved enough.",
@@ -656,25 +611,20 @@ CLIPPED = Exercise(
             "tensorforce/tensorforce#106",
         ),
         Mistake(
-            min_first,
+            lambda new, old, a, eps: a[:, None] * (new - old).exp().clamp(max=1 + eps),
             "You take the smaller of the ratios, and then multiply. With a negative "
             "advantage, which of the two gains is the smaller one?",
             "takuseno/ppo#3",
         ),
         Mistake(
-            by_column,
+            lambda new, old, a, eps: clipped(new.mT, old.mT, a, eps).mT,
             "With three answers of three tokens, advantages meet tokens where they "
             "should meet answers. Which axis do they lack?",
             "section 7.15",
         ),
         Mistake(
-            partial(clipped, log=True),
+            partial(clipped, of=lambda moved: moved),
             "That is the logarithm of the ratio.",
-            "section 7.15",
-        ),
-        Mistake(
-            partial(clipped, turn=-1),
-            "The ratio stands on its head: new over old.",
             "section 7.15",
         ),
     ],
@@ -710,19 +660,9 @@ LOSS = Exercise(
             "NovaSky-AI/SkyRL#462",
         ),
         Mistake(
-            lambda gains, counts: -gains.mean(),
-            "All places count, padding and prompt as well.",
-            "NovaSky-AI/SkyRL#462",
-        ),
-        Mistake(
             lambda gains, counts: -answer_loss(gains, counts),
             "The sign: a gain is to grow, a loss to fall.",
             "openai/baselines#1156",
-        ),
-        Mistake(
-            lambda gains, counts: -(gains * counts).sum(dim=1).mean(),
-            "You add up the tokens of an answer. Their mean is wanted.",
-            "huggingface/trl#4988",
         ),
     ],
 )
@@ -765,11 +705,6 @@ PASS = Exercise(
         Mistake(
             lambda n, c, k: math.comb(n - c, k) / math.comb(n, k),
             "That is how often all k miss.",
-            "section 7.14",
-        ),
-        Mistake(
-            lambda n, c, k: min(1.0, k * c / n),
-            "Chances of single tries do not add up: two right ones may come together.",
             "section 7.14",
         ),
     ],
