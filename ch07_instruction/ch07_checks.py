@@ -121,8 +121,8 @@ PROMPT = Exercise(
 
 
 def pad_and_mask(rows, end, pad=None, mask="length"):
-    padded = [torch.tensor(row) for row in rows]
-    padded = pad_sequence(padded, True, end if pad is None else pad)
+    parts = [torch.tensor(row) for row in rows]
+    padded = pad_sequence(parts, True, end if pad is None else pad)
     targets = padded[:, 1:].clone()
     for row, target in zip(rows, targets, strict=True):
         place, begin = torch.arange(len(target)), len(row) - 1
@@ -294,7 +294,7 @@ EDITS = {
 
 def refuse_wrong_batches(collate, examples, look="both"):
     inputs, targets = collate(examples)
-    lines = [sum(pieces, []) for pieces in examples]
+    lines = [[i for piece in pieces for i in piece] for pieces in examples]
     if look == "all inputs":
         assert inputs.tolist() == [lines[0][:-1], [*lines[1], 0, 0, 0, 0]]
     if look == "both":
