@@ -1,6 +1,6 @@
-"""Draw which module of `shared` uses which, for the README, from the imports.
+"""Tell which module of `shared` uses which, from the imports.
 
-python tests/house.py prints the diagram (Mermaid, which GitHub and JupyterLab draw).
+python tests/house.py prints the table that stands in .site/contributing.md.
 """
 
 import ast
@@ -30,21 +30,17 @@ def all_below(topic: str, uses: dict[str, set[str]]) -> set[str]:
     return found
 
 
-def diagram() -> str:
-    """Return the diagram; an arrow that follows from others is left out."""
+def table() -> str:
+    """Return the table; what a lesson rests on by way of another one is left out."""
     order = reading_order()
     uses = {topic: imports_of(topic) for _, topic in order}
-    lines = ["graph LR"]
-    for folder in dict.fromkeys(folder for folder, _ in order):
-        lines.append(f"  subgraph {folder}")
-        lines += [f"    {topic}" for chapter, topic in order if chapter == folder]
-        lines.append("  end")
-    for _, topic in order:
+    lines = ["| chapter | module | rests on |", "|---|---|---|"]
+    for folder, topic in order:
         indirect = set().union(*(all_below(below, uses) for below in uses[topic]))
-        direct = uses[topic] - indirect
-        lines += [f"  {topic} --> {below}" for _, below in order if below in direct]
+        direct = [f"`{t}`" for _, t in order if t in uses[topic] - indirect]
+        lines.append(f"| {folder} | `{topic}` | {', '.join(direct)} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(diagram())
+    print(table())

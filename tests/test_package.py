@@ -140,9 +140,9 @@ def test_doctests_hold():
     assert examples > 0
 
 
-def test_the_readme_draws_the_house_as_it_is():
-    readme = (COURSE / "README.md").read_text(encoding="utf-8")
-    assert f"```mermaid\n{house.diagram()}\n```" in readme
+def test_the_house_is_described_as_it_is():
+    page = (COURSE / ".site" / "contributing.md").read_text(encoding="utf-8")
+    assert f"\n\n{house.table()}\n\n" in page
 
 
 def test_no_arrow_leads_back_up():
