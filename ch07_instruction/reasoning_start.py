@@ -2,8 +2,8 @@
 
     python ch07_instruction/reasoning_start.py
 
-A GPT of 405,000 weights sees sums of two to four numbers with their right answers. Three
-in ten of the answers write the running sums first; the others are the number alone.
+A GPT of 406,000 weights sees sums of two to four numbers with their right answers.
+Three in ten of the answers write the running sums first; the others are the number.
 Takes some four minutes on one CPU core.
 """
 
@@ -30,7 +30,9 @@ def examples(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     end = end_token(TOKENIZER)
     for n in count(1000 * (seed + 1)):
         some = draw_sums(BATCH // 2, "train", n)
-        some += draw_sums(BATCH // 4, "train", n, 3) + draw_sums(BATCH // 4, "train", n, 2)
+        some += draw_sums(BATCH // 4, "train", n, 3) + draw_sums(
+            BATCH // 4, "train", n, 2
+        )
         texts = [worked_sum(q, dice.random() < WRITTEN) for q in some]
         prompts = [TOKENIZER.encode_ordinary(question) for question in some]
         answers = [[*TOKENIZER.encode_ordinary(text), end] for text in texts]
@@ -39,7 +41,9 @@ def examples(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def fresh_model() -> GPTModel:
     """Return the untrained model."""
-    return GPTModel(GPTConfig(TOKENIZER.n_vocab, 64, emb_dim=128, n_heads=4, n_layers=2))
+    return GPTModel(
+        GPTConfig(TOKENIZER.n_vocab, 64, emb_dim=128, n_heads=4, n_layers=2)
+    )
 
 
 def main() -> None:
