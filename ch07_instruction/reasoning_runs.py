@@ -58,7 +58,7 @@ def run(rate: float, seed: int) -> list[dict]:
         recent = log[-10:]
         drawn = [text for entry in recent for text in entry["texts"]]
         rewards = [r for entry in recent for r in entry["rewards"].flatten().tolist()]
-        row = {"rate": rate, "seed": seed, "step": step}
+        row: dict = {"rate": rate, "seed": seed, "step": step}
         row["greedy"] = round(100 * mean(map(checked_sum, TEST, texts)), 1)
         row["reward"] = mean(rewards) if drawn else ""
         row["written"] = mean("=" in text for text in drawn) if drawn else ""

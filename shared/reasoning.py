@@ -153,7 +153,6 @@ def policy_loss(
     advantages: torch.Tensor,
     old: torch.Tensor | None = None,
     reference: torch.Tensor | None = None,
-    *,
     clip: tuple[float, float] = (0.2, 0.2),
     beta: float = 0.0,
     per: str | int = "answer",

@@ -9,6 +9,7 @@ from hashlib import sha256
 import pytest
 import torch
 import torch.nn.functional as F
+from test_explore import Page
 
 from shared.gpt_model import GPTConfig, GPTModel
 from shared.pretraining import IGNORE, TrainConfig, Trainer, generate, load_model
@@ -27,6 +28,7 @@ from shared.reasoning import (
     worked_sum,
 )
 from shared.support import COURSE
+from shared.support.explore import explore_samples
 from shared.text_data import END_OF_TEXT
 from shared.tokenizer import BPETokenizer
 
@@ -93,7 +95,6 @@ def test_the_expected_gradient_is_that_of_the_expected_reward():
     model, prompt, end = toy(), [0, 1], 2
     answers = [[end], *([a, end] for a in (0, 1))]
     answers += [[a, b] for a in (0, 1) for b in (0, 1)]  # cut after two tokens
-    answers += [[a, b] for a in (0, 1) for b in ()]
     token_ids, targets = answer_batch([prompt] * len(answers), answers)
     log_probs = token_log_probs(model, token_ids, targets).sum(dim=1)
     torch.testing.assert_close(log_probs.exp().sum(), torch.tensor(1.0).double())
@@ -349,8 +350,8 @@ def test_the_start_can_do_both_and_prefers_the_short_way():
     assert size < 1.8e6
     some = draw_sums(100, "validation", 0)
     shares = []
-    for begin in ("", some[0][:0], None):
-        begins = [q[:2] if begin is None else begin for q in some]
+    for write in (False, True):
+        begins = [q[:2] if write else "" for q in some]
         prompts = [
             tokenizer.encode_ordinary(q + b) for q, b in zip(some, begins, strict=True)
         ]
@@ -358,7 +359,8 @@ def test_the_start_can_do_both_and_prefers_the_short_way():
             model, tokenizer, prompts, 1, max_new_tokens=44, temperature=0.0
         )[2]
         shares.append(sum(map(checked_sum, some, texts)) / 100)
-    assert shares[0] < 0.4 < 0.6 < shares[2]
+        assert all(("=" in text) == write for text in texts)
+    assert shares[0] < 0.4 < 0.6 < shares[1]
 
 
 def test_the_figure_has_the_numbers_of_its_cell():
@@ -379,3 +381,16 @@ def test_the_figure_has_the_numbers_of_its_cell():
     cells = json.loads((CHAPTER / "ch07_reasoning.ipynb").read_text("utf-8"))["cells"]
     code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     assert all(f'"{answer}"' in code for answer in answers)
+
+
+def test_the_explorer_shows_each_answer_with_its_reward():
+    rewards = torch.tensor([[1.0, 0], [0.5, 0]])
+    texts = ["1+2=3,3+4=7>7", "<b>8", ">9", ""]
+    page = Page(explore_samples(["1+2+4=", "9="], texts, rewards))
+    assert page.rows == [
+        ["", "1", "2"], ["1+2+4=", "1+2=3,3+4…", "<b>8"], ["9=", ">9", ""]
+    ]  # fmt: skip
+    assert page.told == [
+        "reward 1: 1+2=3,3+4=7>7", "reward 0: <b>8", "reward 0.5: >9", "reward 0: "
+    ]  # fmt: skip
+    assert page.caption == "2 questions, 2 answers to each" and "b" not in page.tags
