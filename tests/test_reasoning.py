@@ -340,7 +340,7 @@ def test_the_runs_are_of_this_split_and_all_learn():
         sha256("\n".join(test).encode()).hexdigest()[:16]
     }
     for seed in "123":
-        run = [r for r in rows if r["seed"] == seed and r["rate"] == "0.0002"]
+        run = [r for r in rows if r["seed"] == seed and float(r["rate"]) == 5e-5]
         assert float(run[-1]["greedy"]) - float(run[0]["greedy"]) >= 50
 
 
