@@ -8,6 +8,7 @@ chapter plots the file.
 """
 
 import csv
+from io import StringIO
 from itertools import product
 
 import torch
@@ -15,6 +16,7 @@ from tiny_tales_gpt import CONTEXT, HERE, TaleData
 
 from shared.gpt_model import GPTConfig, GPTModel, count_parameters
 from shared.pretraining import TrainConfig, Trainer, evaluate, train
+from shared.support import write_whole
 
 WIDTHS = (16, 32, 64, 128)  # emb_dim; all have 2 layers
 STEPS = (125, 250, 500, 1000, 2000)
@@ -39,10 +41,11 @@ def main() -> None:
             "floor": round(data.floor, 4),
         }
         rows.append(row)
-    with (HERE / "scaling.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    table = StringIO()
+    writer = csv.DictWriter(table, fieldnames=rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(HERE / "scaling.csv", table.getvalue())
 
 
 if __name__ == "__main__":

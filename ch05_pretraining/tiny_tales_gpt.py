@@ -34,7 +34,7 @@ STEPS = 4000
 class TaleData:
     """Tiny Tales as chapter 5 uses them: tokenizer, training and held-out batches.
 
-    `floor` is the lowest loss that the held-out tales allow, in nats per token.
+    `floor` is what the true probabilities cost on the held-out tales, per token.
     """
 
     def __init__(self) -> None:

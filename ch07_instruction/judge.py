@@ -9,8 +9,8 @@ Any server with OpenAI's interface will do. These environment variables are read
     LLM_COURSE_JUDGE_MODEL   the name of the model there, llama3.2 if it is not set
     OPENAI_API_KEY           a key, if the server wants one
 
-An entry is one of `shared.instruction.load_instructions`. Before you believe a judge,
-measure how often it agrees with answers that are known; section 7.7 shows how.
+An entry has texts for instruction, input (maybe empty) and output, a right answer.
+Before you believe a judge, measure how often it agrees with answers that are known.
 """
 
 import logging

@@ -1,5 +1,6 @@
-"""A spam filter made from a language model: a few per cent of its weights trained for a
-minute, on messages that were written for this course.
+"""A spam filter made from a language model. You train one of its thirty blocks on
+messages that were written for this course, see where it still fails, and at the end you
+type a message of your own.
 
 Generated from ch06_classification/ch06_classification.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -26,60 +27,15 @@ from shared.support.modules import check_kept, evaluating, precise
 from shared.text_data import Tokenizer, load_text
 
 __all__ = [
-    "load_messages", "encode_labels", "encode_messages", "pad_batch", "Classifier",
-    "frozen_states", "classifier_loss", "label_batch", "predict",
-    "train_classifier", "paired_difference", "classify", "save_classifier",
-    "load_classifier",
+    "encode_labels", "encode_messages", "pad_batch", "Classifier", "frozen_states",
+    "classifier_loss", "label_batch", "predict", "train_classifier",
+    "paired_difference", "classify", "save_classifier", "load_classifier",
+    "load_messages",
 ]  # fmt: skip
 
-# Section 6.1: What do the messages look like?
+# Section 6.2: Baseline: how far does counting words get?
 LABELS = ("ham", "spam")
 SPLITS = ("train", "validation", "test")
-
-
-def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.DataFrame:
-    """Return messages as a table with the columns label (ham or spam), text and split.
-
-    Without a path, the course's own; "sms-spam" downloads the SMS Spam Collection of
-    the UCI repository. A file is tab-separated; without a header it has label and text.
-    Where there is no split, copies are dropped, both labels are cut down to equal
-    numbers and split 70/10/20 into train, validation and test, at random with `seed`.
-
-    Raises FileNotFoundError without a file; ValueError, beginning with its path, for
-    text that is not UTF-8, rows of unequal length, unknown splits, and labels other
-    than ham and spam (to be split: both at least 10 times); and as fetch does.
-    """
-    own = COURSE / "ch06_classification" / "messages.tsv"
-    path = fetch("texts/SMSSpamCollection") if path == "sms-spam" else Path(path or own)
-    rows = [line.split("\t") for line in load_text(path).split("\n") if line]
-    header = ["label", "text"]
-    if rows and set(header) <= set(rows[0]):
-        header = rows.pop(0)
-    for row in rows:
-        if len(row) != len(header):
-            shown = f"{reprlib.repr(row)} has not {len(header)} columns"
-            raise ValueError(f"{path}: {shown}, with tabs between them")
-    table = pd.DataFrame(rows, columns=header)
-    if "split" not in header:
-        table = table.drop_duplicates("text")  # or copies would be in train and test
-    counts = table["label"].value_counts()
-    if set(counts.index) != set(LABELS):
-        found = reprlib.repr(sorted(counts.index))
-        raise ValueError(f"{path} has the labels {found}, not {LABELS}")
-    if "split" in header:
-        if unknown := sorted(set(table["split"]).difference(SPLITS)):
-            found = reprlib.repr(unknown)
-            raise ValueError(f"{path} has the splits {found}, not {SPLITS}")
-        return table
-    smallest = int(counts.min())
-    if smallest < 10:
-        raise ValueError(f"{path}: 10 of each label are needed, there are {smallest}")
-    splits = ["train"] * int(0.7 * smallest) + ["validation"] * int(0.1 * smallest)
-    splits += ["test"] * (smallest - len(splits))
-    # First all ham, then all spam, then mixed.
-    table = table.groupby("label").sample(smallest, random_state=seed)
-    table = table.assign(split=2 * splits)
-    return table.sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
 def encode_labels(labels: Iterable[str], names: Sequence[str] = LABELS) -> torch.Tensor:
@@ -88,7 +44,7 @@ def encode_labels(labels: Iterable[str], names: Sequence[str] = LABELS) -> torch
     return torch.tensor([names.index(label) for label in labels])
 
 
-# Section 6.2: Which token is the last one?
+# Section 6.3: Padding: which token is the last one?
 def encode_messages(
     texts: Iterable[str], tokenizer: Tokenizer, context_length: int
 ) -> list[torch.Tensor]:
@@ -114,7 +70,7 @@ def pad_batch(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True), lengths
 
 
-# Section 6.3: How does a language model become a classifier?
+# Section 6.4: The head: how does a vector become a decision?
 class Classifier(nn.Module):
     """A language model with a new head for classes, read at each row's last token.
 
@@ -178,7 +134,7 @@ class Classifier(nn.Module):
         return self.upper(x, lengths)
 
 
-# Section 6.4: Why wait for what never changes?
+# Section 6.5: Frozen layers: why compute twice what never changes?
 def frozen_states(
     classifier: Classifier, rows: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
@@ -193,7 +149,7 @@ def frozen_states(
     return [states[i] for i in range(len(rows))]
 
 
-# Section 6.5: How good is it?
+# Section 6.6: Training: how does it learn from the labels?
 def classifier_loss(
     model: nn.Module, rows: torch.Tensor, lengths: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, int]:
@@ -259,6 +215,7 @@ def train_classifier(
     return history
 
 
+# Section 6.7: Test: is it better, and how sure can we be?
 def paired_difference(ours: torch.Tensor, theirs: torch.Tensor) -> str:
     """Return the paired difference of two accuracies with its 95 % interval, in words.
 
@@ -270,7 +227,7 @@ def paired_difference(ours: torch.Tensor, theirs: torch.Tensor) -> str:
     return f"{mean:+.1f} points, between {mean - half:+.1f} and {mean + half:+.1f}"
 
 
-# Section 6.7: How is it used?
+# Section 6.9: Using it: your own messages
 @torch.no_grad()
 def classify(
     classifier: Classifier, tokenizer: Tokenizer, text: str
@@ -318,3 +275,46 @@ def load_classifier(folder: str | Path) -> tuple[Classifier, Tokenizer]:
         raise ValueError(f"{folder} holds no classifier: {error}") from error
     classifier.load_state_dict(weights, strict=False)
     return classifier.eval(), tokenizer
+
+
+def load_messages(path: str | Path | None = None, *, seed: int = 123) -> pd.DataFrame:
+    """Return messages as a table with the columns label (ham or spam), text and split.
+
+    Without a path, the course's own; "sms-spam" downloads the SMS Spam Collection of
+    the UCI repository. A file is tab-separated; without a header it has label and text.
+    Where there is no split, copies are dropped, both labels are cut down to equal
+    numbers and split 70/10/20 into train, validation and test, at random with `seed`.
+
+    Raises FileNotFoundError without a file; ValueError, beginning with its path, for
+    text that is not UTF-8, rows of unequal length, unknown splits, and labels other
+    than ham and spam (to be split: both at least 10 times); and as fetch does.
+    """
+    own = COURSE / "ch06_classification" / "messages.tsv"
+    path = fetch("texts/SMSSpamCollection") if path == "sms-spam" else Path(path or own)
+    rows = [line.split("\t") for line in load_text(path).split("\n") if line]
+    header = ["label", "text"]
+    if rows and set(header) <= set(rows[0]):
+        header = rows.pop(0)
+    if wrong := [row for row in rows if len(row) != len(header)]:
+        shown = f"{reprlib.repr(wrong[0])} has not {len(header)} columns"
+        raise ValueError(f"{path}: {shown}, with tabs between them")
+    table = pd.DataFrame(rows, columns=header)
+    ready = "split" in header
+    table = table if ready else table.drop_duplicates("text")
+    for column, names in {"label": LABELS, "split": SPLITS}.items():
+        found = set(table.get(column, names))
+        unknown = sorted(found - set(names))
+        if unknown or (column == "label" and len(found) < 2):
+            shown = reprlib.repr(unknown or sorted(found))
+            raise ValueError(f"{path} has the {column}s {shown}, not {names}")
+    if ready:
+        return table
+    smallest = int(table["label"].value_counts().min())
+    if smallest < 10:
+        raise ValueError(f"{path}: 10 of each label are needed, there are {smallest}")
+    splits = ["train"] * int(0.7 * smallest) + ["validation"] * int(0.1 * smallest)
+    splits += ["test"] * (smallest - len(splits))
+    # First all ham, then all spam, then mixed.
+    table = table.groupby("label").sample(smallest, random_state=seed)
+    table = table.assign(split=2 * splits)
+    return table.sample(frac=1, random_state=seed).reset_index(drop=True)

@@ -1,6 +1,6 @@
-"""A complete GPT-2, built part by part, on one page of code. You can count its 124
-million parameters by hand, and you watch one sentence travel through it, from the first
-token to the guess of the next.
+"""A complete GPT-2, built part by part, on one page of code. You count its 124 million
+parameters by hand, and watch one sentence travel through it to the guess of the next
+word.
 
 Generated from ch04_gpt_model/ch04_gpt_model.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.

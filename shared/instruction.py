@@ -1,11 +1,12 @@
-"""A model that answers the way you taught it, scored on questions it has never seen,
-and a chat with it in your terminal.
+"""A model of your own that tells the story you ask for, a chat model that you have
+tuned on talks, and numbers that say what it gained by that, and what it lost.
 
 Generated from ch07_instruction/ch07_instruction.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -21,160 +22,87 @@ from shared.support.modules import evaluating, precise
 from shared.text_data import Tokenizer
 
 __all__ = [
-    "read_entries", "load_instructions", "prompt_ids", "encode_entries", "collate",
-    "is_exact", "answer_all", "length_batches", "tune", "answer_log_probs",
-    "likelihoods",
+    "encode_turns", "collate", "answer_all", "length_batches", "tune",
+    "read_entries", "load_conversations", "holds", "is_right", "encode_entries",
+    "answer_log_probs", "likelihoods",
 ]  # fmt: skip
 
+# Section 7.2: Prompt templates: where does the request end?
+TEMPLATES = {  # the first frame, and that of every later turn of the user
+    "chatml": (
+        chat_prompt([{"role": "user", "content": "\0"}]),
+        "\n<|im_start|>user\n\0<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "plain": ("<|endoftext|>\0\n", "\0\n"),
+}
 
-# Section 7.1: What is left to learn?
-def read_entries(path: str | Path, *fields: str, **defaults: str) -> list[dict]:
-    """Return the entries of a JSON file, each with these fields, or their defaults.
 
-    Raises ValueError if it holds no list of any, an entry lacks a text for a field, or
-    belongs to another split than train, validation or test.
+def flat(pieces: Sequence[list[int]]) -> list[int]:
+    """Return all pieces as one list."""
+    return [i for piece in pieces for i in piece]
+
+
+def encode_turns(
+    turns: Sequence[str], tokenizer: Tokenizer, template: str = "chatml"
+) -> list[list[int]]:
+    """Return a list of ids for each turn; the user begins, then they take turns.
+
+    A turn of the user comes in its frame, up to where the answer begins; an answer
+    comes with its end token. What looks like a special token in a turn is plain text.
     """
-    found = read_json(path)
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"{path} holds no list of entries")
-    entries = []
-    for n, entry in enumerate(found):
-        entry = defaults | entry if isinstance(entry, dict) else {}
-        for field in fields:
-            if not isinstance(entry.get(field), str):
-                raise ValueError(f"{path}: entry {n} has no text as its {field}")
-        split = entry.get("split", "train")
-        if split not in ("train", "validation", "test"):
-            raise ValueError(f"{path}: entry {n} has the unknown split {split!r:.40}")
-        entries.append(entry)
-    return entries
+    first, later = TEMPLATES[template]
+    pieces = []
+    for n, text in enumerate(turns):
+        if n % 2:
+            pieces.append([*tokenizer.encode_ordinary(text), end_token(tokenizer)])
+        else:
+            pieces.append(fill_frame(later if n else first, [text], tokenizer))
+    return pieces
 
 
-def load_instructions(path: str | Path | None = None) -> list[dict]:
-    """Return entries with instruction, input and output from a file in Alpaca's format.
-
-    Without a path, the course's own, which also have kind, split and maybe accepted
-    (answers) and near_miss (a wrong answer). Raises ValueError as read_entries does.
-    """
-    path = path or COURSE / "ch07_instruction" / "instructions.json"
-    return read_entries(path, "instruction", "input", "output", input="")
-
-
-# Section 7.2: What does a prompt look like?
-def alpaca_prompt(instruction: str, input: str = "") -> str:
-    """Return a prompt in Alpaca's format (Taori et al., 2023), up to the answer."""
-    task = "Below is an instruction that describes a task"
-    more = ", paired with an input that provides further context" if input else ""
-    given = f"### Input:\n{input}\n\n" if input else ""
-    return (
-        f"{task}{more}. Write a response that appropriately completes the request.\n\n"
-        f"### Instruction:\n{instruction}\n\n{given}### Response:\n"
-    )
-
-
-def chatml_prompt(instruction: str, input: str = "") -> str:
-    """Return the prompt in ChatML, SmolLM2's format; the input has its own line."""
-    content = f"{instruction}\n{input}" if input else instruction
-    return chat_prompt([{"role": "user", "content": content}])
-
-
-TEMPLATES = {"alpaca": alpaca_prompt, "chatml": chatml_prompt}
-
-
-def prompt_ids(
-    entry: dict, tokenizer: Tokenizer, template: str = "chatml"
-) -> list[int]:
-    """Return the ids of an entry's prompt, by "chatml" or "alpaca".
-
-    What looks like a special token in the entry's words is plain text.
-    """
-    words = [entry["instruction"]]
-    if entry["input"]:
-        words.append(entry["input"])
-    frame = TEMPLATES[template](*["\0"] * len(words))
-    return fill_frame(frame, words, tokenizer)
-
-
-def encode_entries(
-    entries: list[dict],
-    tokenizer: Tokenizer,
-    context_length: int,
-    template: str = "chatml",
-) -> list[tuple[list[int], list[int]]]:
-    """Return (prompt ids, answer ids with the end token) of each entry.
-
-    Raises ValueError for one that is longer than the context.
-    """
-    examples = []
-    for n, entry in enumerate(entries):
-        prompt = prompt_ids(entry, tokenizer, template)
-        answer = tokenizer.encode_ordinary(entry["output"]) + [end_token(tokenizer)]
-        if len(prompt) + len(answer) > context_length:
-            raise ValueError(
-                f"entry {n} has {len(prompt)} + {len(answer)} tokens, more than the "
-                f"context of {context_length}: {entry['instruction'][:40]!r}"
-            )
-        examples.append((prompt, answer))
-    return examples
-
-
-# Section 7.3: How do answers of different lengths share a batch?
+# Section 7.3: Batches: which tokens count in the loss?
 def collate(
-    examples: list[tuple[list[int], list[int]]], *, mask_prompt: bool = True
+    examples: Sequence[Sequence[list[int]]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and targets (B, T) int64 of (prompt, answer) pairs.
+    """Return token ids and targets (B, T) int64 of examples.
 
-    Rows are padded on the right. Targets in the padding, and inside the prompt if
-    mask_prompt, are IGNORE.
+    An example is lists of ids, by turns read and written, as from encode_turns. Rows
+    are padded on the right. Targets are IGNORE but where the next token is written.
     """
-    rows = [torch.tensor(prompt + answer) for prompt, answer in examples]
-    first = torch.tensor([len(p) - 1 if mask_prompt else 0 for p, _ in examples])
-    last = torch.tensor([len(row) - 1 for row in rows])
-    token_ids = pad_sequence(rows, batch_first=True)
-    place = torch.arange(token_ids.shape[1] - 1)
-    counts = (place >= first[:, None]) & (place < last[:, None])  # (B, T)
-    return token_ids[:, :-1], token_ids[:, 1:].where(counts, IGNORE)
+    rows = [torch.tensor(flat(pieces)) for pieces in examples]
+    turns = [flat([[n % 2] * len(p) for n, p in enumerate(e)]) for e in examples]
+    token_ids = pad_sequence(rows, batch_first=True)  # (B, T + 1)
+    written = pad_sequence([torch.tensor(row) for row in turns], batch_first=True) == 1
+    return token_ids[:, :-1], token_ids[:, 1:].where(written[:, 1:], IGNORE)
 
 
-# Section 7.4: How many answers are right?
-def is_exact(answer: str, entry: dict) -> bool:
-    """Return whether an answer is in entry["accepted"], but for case and last stop."""
-    if entry.get("kind") == "punctuation":
-        return answer.strip() in entry["accepted"]
-
-    def plain(text: str) -> list[list[str]]:
-        lines = text.casefold().strip().rstrip(".").splitlines()
-        return [line.split() for line in lines]
-
-    return plain(answer) in map(plain, entry["accepted"])
-
-
+# Section 7.4: Supervised fine-tuning: can your own GPT learn to listen?
 def answer_all(
     model: Decoder,
     tokenizer: Tokenizer,
-    entries: list[dict],
-    max_new_tokens: int = 32,
+    talks: Sequence[Sequence[str]],
+    max_new_tokens: int = 48,
     *,
     template: str = "chatml",
     batch_size: int = 32,
 ) -> list[str]:
-    """Return the model's greedy answers to entries, in batches of similar length.
+    """Return the model's greedy answers to talks, in batches of similar length.
 
-    They are those that it gives to each entry alone. Raises ValueError for a batch_size
-    below 1, or max_new_tokens below 0.
+    A talk is turns of which the last is the user's. The answers are those that the
+    model gives to each talk alone. Raises ValueError for a batch_size below 1, or
+    max_new_tokens below 0.
     """
     require_whole(batch_size=batch_size)
-    require_whole(0, max_new_tokens=max_new_tokens)
     end = end_token(tokenizer)
-    prompts = [torch.tensor(prompt_ids(e, tokenizer, template)) for e in entries]
-    by_length = sorted(range(len(entries)), key=lambda i: len(prompts[i]))
+    prompts = [torch.tensor(flat(encode_turns(t, tokenizer, template))) for t in talks]
+    by_length = sorted(range(len(talks)), key=lambda i: len(prompts[i]))
     # Near the context, a longer neighbour would cut an answer: equal lengths only.
     free = model.config.context_length - max_new_tokens
     groups = []
     for _, alike in groupby(by_length, key=lambda i: max(len(prompts[i]), free)):
         group = list(alike)
         groups += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
-    answers = [""] * len(entries)
+    answers = [""] * len(talks)
     for some in groups:
         rows = [prompts[i].to(model.device) for i in some]
         token_ids = pad_sequence(rows, batch_first=True, padding_side="left")
@@ -189,7 +117,6 @@ def answer_all(
     return answers
 
 
-# Section 7.5: What does training change?
 def length_batches(
     examples: list, batch_size: int, generator: torch.Generator
 ) -> list[list]:
@@ -216,19 +143,96 @@ def tune(
     batches: list[tuple[torch.Tensor, torch.Tensor]],
     learning_rate: float = 1e-3,
     *,
+    muon: bool = False,
     progress: bool = True,
 ) -> Iterator[dict]:
     """Train what is trainable, a step for each batch; yield the records of `train`.
 
     A batch is token ids and targets, as collate returns them.
     """
-    steps = len(batches)
-    warm_up = min(5, steps)
-    config = TrainConfig(steps, learning_rate, warmup_steps=warm_up, weight_decay=0.0)
+    warm_up = min(5, len(batches))
+    config = TrainConfig(len(batches), learning_rate, muon, warm_up, weight_decay=0.0)
     return train(Trainer(model, config), batches, progress=progress)
 
 
-# Section 7.7: Can a model be the judge?
+# Section 7.5: From tales to talks: what is a right answer?
+def read_entries(path: str | Path, *fields: str) -> list[dict]:
+    """Return the entries of a JSON file, each with a text in each of these fields.
+
+    Raises ValueError if it holds no list of any, an entry lacks a field, or belongs to
+    another split than train, validation or test.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} holds no list of entries")
+    for n, entry in enumerate(entries):
+        known = entry if isinstance(entry, dict) else {"split": entry}
+        for field in fields:
+            if not isinstance(known.get(field), str):
+                raise ValueError(f"{path}: entry {n} has no text as its {field}")
+        if known.get("split", "train") not in ("train", "validation", "test"):
+            raise ValueError(f"{path}: entry {n} is of no known split: {entry!r:.60}")
+    return entries
+
+
+def load_conversations(path: str | Path | None = None) -> list[dict]:
+    """Return entries with turns (user, assistant, user, ...) from a JSON file.
+
+    Without a path, the course's own, which also have kind and split; those that can be
+    checked have accepted (cores of right answers) and near_miss (a wrong answer).
+    Entries in Alpaca's format (instruction, input, output) become two turns. Raises
+    ValueError as read_entries does, and for an entry without such turns.
+    """
+    path = path or COURSE / "ch07_instruction" / "conversations.json"
+    entries = read_entries(path)
+    for n, entry in enumerate(entries):
+        if "turns" not in entry:  # Alpaca's format
+            task, given = entry.get("instruction") or "", entry.get("input") or ""
+            entry["turns"] = [f"{task}\n\n{given}".strip(), entry.get("output")]
+        turns = entry["turns"]
+        if type(turns) is not list or {*map(type, turns)} != {str} or len(turns) % 2:
+            raise ValueError(f"{path}: entry {n} has no turns of user and assistant")
+    return entries
+
+
+def holds(text: str, core: str) -> bool:
+    """Return whether the core stands in the text, as whole words, whatever the case.
+
+    >>> holds("It’s Rome.", "it's rome"), holds("It is 0.8 km.", "8")
+    (True, False)
+    """
+    text, core = (words.replace("’", "'").casefold() for words in (text, core))
+    before, after = r"(?<!\w)(?<!\d[.,])", r"(?!\w)(?![.,]\d)"  # no longer word, number
+    return re.search(before + re.escape(core) + after, text) is not None
+
+
+def is_right(answer: str, entry: dict) -> bool:
+    """Return whether an answer holds one of the entry's accepted cores."""
+    return any(holds(answer, core) for core in entry["accepted"])
+
+
+# Section 7.6: LoRA on conversations: what happens in training?
+def encode_entries(
+    entries: list[dict],
+    tokenizer: Tokenizer,
+    context_length: int,
+    template: str = "chatml",
+) -> list[list[list[int]]]:
+    """Return the encoded turns of each entry, for collate.
+
+    Raises ValueError for an entry that is longer than the context.
+    """
+    examples = []
+    for n, entry in enumerate(entries):
+        pieces = encode_turns(entry["turns"], tokenizer, template)
+        if (length := len(flat(pieces))) > context_length:
+            rule = f"more than the context of {context_length}"
+            raise ValueError(f"entry {n} has {length} tokens, {rule}: {entry!r:.60}")
+        examples.append(pieces)
+    return examples
+
+
+# Section 7.8: Multiple choice by likelihood: how are models compared?
 def answer_log_probs(
     model: Decoder, token_ids: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,7 +255,7 @@ def answer_log_probs(
 def likelihoods(
     model: Decoder, tokenizer: Tokenizer, entries: list[dict], template: str = "chatml"
 ) -> torch.Tensor:
-    """Return the mean log-probability (N,) per token of each entry's output.
+    """Return the mean log-probability (N,) per token of each entry's answers.
 
     In evaluation mode. Raises ValueError as encode_entries does.
     """

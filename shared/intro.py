@@ -1,6 +1,5 @@
-"""At the end of this chapter you have built three small language models: one that
-counts, one that learns the same numbers from its mistakes, and one that finds out by
-itself which letters are alike.
+"""You build three small language models: one that counts, one that learns the same
+numbers from its mistakes, and one that finds out by itself which letters are alike.
 
 Generated from ch01_intro/ch01_intro.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.

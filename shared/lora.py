@@ -1,5 +1,6 @@
-"""A way to change every layer of a model by training one weight in a hundred, and an
-adapter of a few megabytes that can be put on and taken off.
+"""A way to change every layer of a model by training one weight in a hundred. You work
+out with a pencil how much memory that saves, and put adapters of a few megabytes on and
+off like hats.
 
 Generated from ch06_classification/ch06_lora.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -24,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Section 6.9: How is it built?
+# Section 6.12: LoRA: how is it built?
 class LoRALayer(nn.Module):
     """W x + alpha / rank · B A x with a frozen linear layer W: (..., in) -> (..., out).
 
@@ -100,7 +101,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     return model
 
 
-# Section 6.10: What is kept, and how are adapters switched?
+# Section 6.14: Adapters: how are they kept and switched?
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """Write the adapters of a model and what else is trained of it, and the settings.
 

@@ -40,9 +40,7 @@ def encode_pairs(
     """
     sides = []
     for side in ("chosen", "rejected"):
-        entries = [
-            {"instruction": p["prompt"], "input": "", "output": p[side]} for p in pairs
-        ]
+        entries = [{"turns": [p["prompt"], p[side]]} for p in pairs]
         sides.append(encode_entries(entries, tokenizer, context_length))
     return list(zip(*sides, strict=True))
 

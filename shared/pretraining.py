@@ -1,5 +1,6 @@
-"""A training loop that is used for real, and a model that learns to tell stories, close
-to the best loss that anybody could reach on them.
+"""A loop that trains a language model: first in ten lines, then as it is used for real.
+With it you train a model that tells stories of its own, close to the best loss that
+anybody could reach on them.
 
 Generated from ch05_pretraining/ch05_pretraining.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -30,12 +31,57 @@ from shared.text_data import Tokenizer
 from shared.tokenizer import BPETokenizer
 
 __all__ = [
-    "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "Trainer", "train",
-    "mean_loss", "sample_next", "stream", "generate", "story_batch", "save_model",
-    "model_with", "load_model",
+    "Muon", "IGNORE", "next_token_loss", "evaluate", "TrainConfig", "Trainer",
+    "train", "mean_loss", "sample_next", "stream", "generate", "story_batch",
+    "save_model", "model_with", "load_model",
 ]  # fmt: skip
 
-# Section 5.2: How do we know that it did not just learn by heart?
+
+# Section 5.4: Optimizers and care: AdamW, Muon, schedule, clipping, accumulation
+def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
+    """Return about the nearest orthogonal matrix: (M, N) -> (M, N), in float32.
+
+    Five Newton-Schulz steps with the coefficients of Jordan et al. (2024) bring all
+    singular values near 1.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.float().T if tall else matrix.float()  # at most as many rows as columns
+    x = x / x.norm().clamp(min=1e-7)  # no singular value above 1
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024) for matrices, its step as large as one of AdamW.
+
+    The same as torch.optim.Muon with adjust_lr_fn="match_rms_adamw", but in float32.
+    """
+
+    def __init__(
+        self, params, lr: float, weight_decay: float = 0.1, momentum: float = 0.95
+    ):
+        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(params, settings)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:  # type: ignore[override]
+        """Change every matrix that has a gradient; `closure` is not used."""
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.state[p]["mean"] = torch.zeros_like(p)
+                mean = self.state[p]["mean"].lerp_(p.grad, 1 - momentum)
+                ahead = p.grad.lerp(mean, momentum)  # Nesterov: the mean of one step on
+                p.mul_(1 - rate * group["weight_decay"])
+                size = 0.2 * math.sqrt(max(p.shape))
+                p.sub_(orthogonalise(ahead), alpha=rate * size)
+
+
 IGNORE = -100  # a target that does not count, F.cross_entropy's own convention
 
 
@@ -77,7 +123,6 @@ def evaluate(
     return total / count
 
 
-# Section 5.3: What does a training loop need?
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Raises ValueError for a setting out of range."""
@@ -90,7 +135,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     accumulate: int = 1  # batches for one step
-    bfloat16: bool = False  # mixed precision
+    bfloat16: bool = False  # products in half the bits; for hardware that has them
 
     def __post_init__(self):
         counts = (self.max_steps, self.accumulate, self.warmup_steps)
@@ -130,10 +175,7 @@ def make_optimizers(
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
     if for_muon:
-        muon = torch.optim.Muon(
-            for_muon, rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
+        optimizers.append(Muon(for_muon, rate, decay))
     if rest:
         decayed = {"params": [p for p in rest.values() if p.ndim >= 2]}
         others = {"params": [p for p in rest.values() if p.ndim < 2]}
@@ -248,7 +290,7 @@ def mean_loss(records: Sequence[dict]) -> float:
     return total / sum(record["step_tokens"] for record in records)
 
 
-# Section 5.5: How do we choose the next token?
+# Section 5.5: Sampling: temperature, top-k and top-p
 def sample_next(
     logits: torch.Tensor,
     temperature: float = 1.0,
@@ -270,8 +312,8 @@ def sample_next(
         )
     if temperature == 0:
         return logits.argmax(dim=-1)
-    # The largest becomes 0, so that nothing overflows at a temperature near 0; and
-    # float32 knows no 1e-46, and nothing is a number that divides by infinity.
+    # The largest becomes 0, so that nothing overflows at a temperature near 0; float32
+    # has no 1e-46, and a division by infinity would make all logits 0.
     logits = logits.float() - logits.amax(dim=-1, keepdim=True)
     logits = logits / min(max(temperature, 1e-30), 1e30)
     if top_k is not None:
@@ -352,7 +394,7 @@ def generate(
     return torch.cat([token_ids, *new], dim=1)
 
 
-# Section 5.6: How good can a model get?
+# Section 5.6: Pretraining to the entropy floor: how good can a model get?
 def story_batch(
     texts: list[str], tokenizer: Tokenizer, context_length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -374,7 +416,7 @@ def story_batch(
     return token_ids.masked_fill(token_ids == IGNORE, end), targets
 
 
-# Section 5.7: How is a model kept?
+# Section 5.7: Saving and resuming: safetensors and checkpoints
 KINDS = {"GPTModel": (GPTModel, GPTConfig), "LlamaModel": (LlamaModel, LlamaConfig)}
 
 

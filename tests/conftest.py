@@ -23,6 +23,10 @@ CHAT_TOKENS = [END_OF_TEXT, "<|im_start|>", "<|im_end|>"]
 TOKENIZER = BPETokenizer.train(
     "is it true? yes, it is true. win a prize now, see you at six", 290, CHAT_TOKENS
 )
+CHAT_LLAMA = LlamaConfig(  # a small model for conversations
+    TOKENIZER.n_vocab, 1000, emb_dim=16, n_heads=2, n_layers=2, n_kv_heads=1,
+    hidden_dim=24,
+)  # fmt: skip
 
 
 def build(config: GPTConfig | LlamaConfig = GPT, seed: int = 0) -> Decoder:

@@ -360,6 +360,37 @@ def test_figures_carry_the_numbers_of_the_sentence(capsys):
     assert_drawn("causal_mask", "weight", weights[past])
 
 
+def test_figure_of_the_catalogue_looks_up_for_it():
+    names = example()
+    x, queries, keys, values = (names[n] for n in ("x", "queries", "keys", "values"))
+    scores = keys @ queries[5]
+    weights = scores.softmax(dim=0)
+    figure = "query_key_value"
+    for kind in "query", "slip":
+        assert_drawn(figure, kind, queries[5])
+    assert_drawn(figure, "x", x[5])
+    assert_drawn(figure, "ownkey", keys[5])
+    assert_drawn(figure, "ownvalue", values[5])
+    assert_drawn(figure, "key", keys.flatten())
+    assert_drawn(figure, "value", values.flatten())
+    assert_drawn(figure, "score", scores)
+    assert_drawn(figure, "weight", weights)
+    assert_drawn(figure, "context", weights @ values)
+
+
+def test_figure_of_the_state_carries_the_numbers_of_both_readers():
+    names = example()
+    query, keys, values = names["queries"][5], names["keys"][:6], names["values"][:6]
+    products = keys[:, :, None] * values[:, None, :]  # (T, K, K), one for each word
+    states = products.cumsum(dim=0)
+    weights = (keys @ query / 2).softmax(dim=0)
+    figure = "summary_or_look_back"
+    assert_drawn(figure, "state", states.flatten())
+    assert_drawn(figure, "reads", query @ states[-1])
+    assert_drawn(figure, "weight", weights)
+    assert_drawn(figure, "context", weights @ values)
+
+
 def test_figure_of_the_heads_shows_what_view_and_transpose_do():
     numbers = torch.arange(12).view(1, 2, 6)
     drawn = torch.tensor(in_figure("multi_head_shapes", "step3")).view(2, 3, 2)

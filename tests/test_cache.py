@@ -1,5 +1,8 @@
 """Chapter 3: token by token, with a cache, is the same as all at once."""
 
+import re
+
+import nbformat
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 from shared.attention import MultiHeadAttention, attention_mask
 from shared.cache import KVCache, LayerCache
+from shared.support import COURSE
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -163,3 +167,19 @@ def test_one_row_is_not_copied_to_all():
     with pytest.raises(ValueError, match="made for .*3, 2.*, got .*1, 2"):
         cache.append(one, one)
     assert cache.length == 0
+
+
+def test_figure_of_the_padding_shows_the_notebooks_prompts():
+    folder = COURSE / "ch03_attention"
+    cells = nbformat.read(folder / "ch03_cache.ipynb", as_version=4).cells
+    (source,) = (cell.source for cell in cells if cell.id == "ch03c-019")
+    (line,) = (line for line in source.split("\n") if line.startswith("prompts = "))
+    names: dict = {}
+    exec(line, names)
+    rows = [prompt.split() for prompt in names["prompts"]]
+    svg = (folder / "figures" / "left_padding.svg").read_text(encoding="utf-8")
+    drawn = [re.findall(rf'class="row{n}">([^<]*)<', svg) for n in range(3)]
+    assert drawn == rows
+    padding = [6 - len(row) for row in rows]
+    assert re.findall(r'class="pad_left">(\d)<', svg) == [str(n) for n in padding]
+    assert f">pad_left = {padding}<" in svg and svg.count(">pad<") == sum(padding)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOKENIZER, build, shaken
+from conftest import CHAT_LLAMA, TOKENIZER, build, shaken
 
-from shared.llama_model import LlamaConfig
 from shared.lora import apply_lora, load_adapter, lora_layers, save_adapter
 from shared.pretrained_weights import Conversation
 from shared.pretraining import save_model
@@ -24,14 +23,9 @@ PROGRAM = COURSE / "ch07_instruction" / "chat.py"
 sys.path.append(str(PROGRAM.parent))
 chat = importlib.import_module("chat")
 
-CONFIG = LlamaConfig(
-    TOKENIZER.n_vocab, 1000, emb_dim=16, n_heads=2, n_layers=2, n_kv_heads=1,
-    hidden_dim=24,
-)  # fmt: skip
-
 
 def model():
-    return shaken(build(CONFIG))
+    return shaken(build(CHAT_LLAMA))
 
 
 @pytest.fixture(scope="module")

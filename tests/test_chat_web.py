@@ -13,23 +13,17 @@ from functools import partial
 import openai
 import pytest
 import torch
-from conftest import TOKENIZER, build, shaken
+from conftest import CHAT_LLAMA, TOKENIZER, build, shaken
 
-from shared.llama_model import LlamaConfig
 from shared.pretrained_weights import Conversation
 from shared.support import COURSE
 
 sys.path.append(str(COURSE / "ch07_instruction"))
 server = importlib.import_module("server")
 
-CONFIG = LlamaConfig(
-    TOKENIZER.n_vocab, 1000, emb_dim=16, n_heads=2, n_layers=2, n_kv_heads=1,
-    hidden_dim=24,
-)  # fmt: skip
-
 
 def start(seed: int) -> Conversation:
-    return Conversation(shaken(build(CONFIG), seed), TOKENIZER)
+    return Conversation(shaken(build(CHAT_LLAMA), seed), TOKENIZER)
 
 
 def broken() -> Conversation:

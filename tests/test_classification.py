@@ -1,5 +1,6 @@
 """Chapter 6: messages, padding, the classifier and its training."""
 
+import html
 import json
 import re
 
@@ -32,7 +33,7 @@ from shared.llama_model import LlamaConfig
 from shared.lora import apply_lora
 from shared.pretrained_weights import load_pretrained
 from shared.pretraining import evaluate, save_model
-from shared.support import fetch
+from shared.support import COURSE, fetch
 
 GPT = GPTConfig(300, 40, emb_dim=16, n_heads=2, n_layers=3)
 LLAMA = LlamaConfig(300, 40, 16, 2, n_kv_heads=1, n_layers=3, hidden_dim=24)
@@ -474,3 +475,20 @@ def test_other_settings_than_a_classifiers(settings, tmp_path):
 def test_a_classifier_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="four.*settings.json is missing"):
         load_classifier(tmp_path / "four")
+
+
+# --- the figures carry the numbers of the cells beside them ---------------------------
+
+
+def test_the_figure_of_two_logits():
+    path = COURSE / "ch06_classification" / "figures" / "two_logits.svg"
+    svg = html.unescape(path.read_text(encoding="utf-8")).replace("\u2212", "-")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    head = torch.tensor([[0.5, 1.0, 0.0], [0.5, -1.0, 0.0]])
+    logits = head @ torch.tensor([1.0, -1.0, 2.0])
+    probabilities = logits.softmax(dim=-1)
+    numbers = [f"{x:.2f}" for x in [*probabilities, *-probabilities.log()]]
+    assert sorted(t for t in texts if re.fullmatch(r"\d\.\d\d", t)) == sorted(numbers)
+    sums = [t.rpartition("= ")[2] for t in texts if " = " in t]
+    assert sums == [f"{x:g}" for x in logits.tolist()]
+    assert f"difference {logits.diff().item():g}" in texts

@@ -1,21 +1,17 @@
-"""The messages and instructions written for this course are varied and well-formed."""
+"""The messages and conversations written for this course are varied and well-formed."""
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from shared.classification import load_messages
+from shared.instruction import holds
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def instructions() -> list[dict]:
-    path = ROOT / "ch07_instruction" / "instructions.json"
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def preferences() -> list[dict]:
@@ -35,9 +31,6 @@ def questions() -> list[dict]:
 
 TEXTS = {
     "messages": lambda: list(load_messages()["text"]),
-    "instructions": lambda: [
-        f"{e['instruction']} {e['input']}".strip() for e in instructions()
-    ],
     "preferences": lambda: [pair["prompt"] for pair in preferences()],
     "conversations": lambda: [entry["turns"][0] for entry in conversations()],
     "four choices": lambda: [q["question"] for q in questions()],
@@ -79,35 +72,11 @@ def test_openings_vary(name):
     assert count <= 0.05 * len(texts), opening
 
 
-def test_instructions_are_what_the_scorer_needs():
-    entries = instructions()
-    assert len({e["kind"] for e in entries}) >= 30
-    closed = [e for e in entries if e["split"] == "test" and "accepted" in e]
-    assert len(closed) >= 60 and sum("near_miss" in e for e in closed) >= 60
-    for entry in entries:
-        assert {"kind", "split", "instruction", "input", "output"} <= entry.keys()
-        assert entry["instruction"] and entry["output"] == entry["output"].strip() != ""
-        if "accepted" in entry:
-            assert entry["output"] in entry["accepted"], entry
-            assert entry.get("near_miss") not in entry["accepted"], entry
-    sizes = Counter(e["split"] for e in entries)
-    shares = {split: n / len(entries) for split, n in sizes.items()}
-    expected = {"train": 0.8, "validation": 0.08, "test": 0.12}
-    assert shares == pytest.approx(expected, abs=0.02)
-    for kind in {e["kind"] for e in entries}:
-        assert {e["split"] for e in entries if e["kind"] == kind} == set(expected), kind
-
-
 def test_preferences_are_pairs():
     pairs = preferences()
     assert sum(pair["split"] == "test" for pair in pairs) >= 60
     for pair in pairs:
         assert len(pair["chosen"].split()) < len(pair["rejected"].split()), pair
-
-
-def holds(text: str, core: str) -> bool:
-    """Is the core in the text, as whole words?"""
-    return bool(re.search(rf"(?<!\w){re.escape(core)}(?!\w)", text, re.IGNORECASE))
 
 
 def test_conversations_are_what_the_chapter_needs():
@@ -159,3 +128,17 @@ def test_four_choices_are_fair():
         if lengths[question["answer"]] == max(lengths):
             right += 1 / lengths.count(max(lengths))
     assert right <= 0.35 * len(found)
+
+
+def test_results_of_four_choices():
+    """What four_choices.py wrote: 1 and 0 for each question, in their order."""
+    table = pd.read_csv(ROOT / "ch07_instruction" / "four_choices.csv")
+    assert list(table["kind"]) == [question["kind"] for question in questions()]
+    assert table[["plain", "tuned", "tiny tales"]].isin([0, 1]).all(axis=None)
+
+
+def test_what_was_learned_and_forgotten_adds_up():
+    table = pd.read_csv(ROOT / "ch07_instruction" / "forgetting.csv")
+    right = table["closed right"] + table["talks right"]
+    assert list(right - right[0]) == list(table["learned"] - table["forgotten"])
+    assert (table["closed right"] <= 100).all() and (table["talks right"] <= 30).all()

@@ -618,9 +618,10 @@ def test_interrupt_stops_pip(server, cache, monkeypatch):
     answer = half(wheel({"a": BODY}), interrupt_and_wait)
     serve_wheel(server, monkeypatch, answer)
     add(monkeypatch, NAME, BODY, wheel="tiny_data==1.0", member="a")
+    before = psutil.Process().children()  # such as a browser that other tests started
     with pytest.raises(KeyboardInterrupt):
         fetch.fetch(NAME)
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(before)
     assert waited == []  # so pip has not ended because the server let it go
     assert found_in(cache) == []
 

@@ -15,22 +15,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CHAT_TOKENS, TOKENIZER, build, shaken
+from conftest import CHAT_LLAMA, CHAT_TOKENS, TOKENIZER, build, shaken
 
 from shared.gpt_model import GPTConfig
 from shared.instruction import (
     TEMPLATES,
-    alpaca_prompt,
     answer_all,
     answer_log_probs,
-    chatml_prompt,
     collate,
     encode_entries,
-    is_exact,
+    encode_turns,
+    flat,
+    holds,
+    is_right,
     length_batches,
     likelihoods,
-    load_instructions,
-    prompt_ids,
+    load_conversations,
     tune,
 )
 from shared.llama_model import LlamaConfig
@@ -42,12 +42,11 @@ from shared.support import COURSE
 sys.path.append(str(COURSE / "ch07_instruction"))
 judge = importlib.import_module("judge")
 
-LLAMA = LlamaConfig(
-    TOKENIZER.n_vocab, 400, emb_dim=16, n_heads=2, n_layers=2, n_kv_heads=1,
-    hidden_dim=24,
-)  # fmt: skip
+LLAMA = replace(CHAT_LLAMA, context_length=400)
 GPT = GPTConfig(TOKENIZER.n_vocab, 400, emb_dim=16, n_heads=2, n_layers=2)
 ENTRY = {"instruction": "Give the plural.", "input": "mouse", "output": "mice"}
+TURNS = ["Give the plural of mouse.", "mice"]
+TALK = ["Name a fruit.", "An apple.", "Another.", "A pear.", "And a nut?", "Oak!"]
 
 
 # --- entries and prompts --------------------------------------------------------------
@@ -55,43 +54,52 @@ ENTRY = {"instruction": "Give the plural.", "input": "mouse", "output": "mice"}
 
 def test_alpaca_files_load(tmp_path):
     path = tmp_path / "alpaca.json"
-    path.write_text(json.dumps([{"instruction": "Hi", "output": "Hello"}, ENTRY]))
-    assert load_instructions(path) == [
-        {"input": "", "instruction": "Hi", "output": "Hello"},
-        ENTRY,
+    short = {"instruction": "Hi", "input": "", "output": ""}  # the real file has such
+    path.write_text(
+        json.dumps([{"instruction": "Hi", "output": "Hello"}, ENTRY, short])
+    )
+    assert [entry["turns"] for entry in load_conversations(path)] == [
+        ["Hi", "Hello"],
+        ["Give the plural.\n\nmouse", "mice"],
+        ["Hi", ""],
     ]
+
+
+def test_our_own_conversations_load():
+    entries = load_conversations()
+    assert entries[0].keys() >= {"kind", "split", "turns"}
+    assert max(len(entry["turns"]) for entry in entries) == 6
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"output": "x"}, "entry 1 has no text as its instruction"),
-        ({"instruction": "x"}, "entry 1 has no text as its output"),
-        ({"instruction": "x", "output": 3}, "entry 1 has no text as its output"),
-        (
-            {"instruction": "x", "input": 5, "output": "y"},
-            "entry 1 has no text as its input",
-        ),
-        ("words", "entry 1 has no text as its instruction"),
-        (ENTRY | {"split": "dev"}, "entry 1 has the unknown split 'dev'"),
-        (ENTRY | {"split": "Train"}, "entry 1 has the unknown split 'Train'"),
-        (ENTRY | {"split": None}, "entry 1 has the unknown split None"),
+        ({"instruction": "x"}, "entry 1 has no turns"),
+        ({"instruction": "x", "output": 3}, "entry 1 has no turns"),
+        ({"turns": []}, "entry 1 has no turns"),
+        ({"turns": ["Hi"]}, "entry 1 has no turns"),
+        ({"turns": ["Hi", None]}, "entry 1 has no turns"),
+        ({"turns": "even"}, "entry 1 has no turns"),
+        ("words", "entry 1 is of no known split: 'words'"),
+        (ENTRY | {"split": "dev"}, "entry 1 is of no known split"),
+        (ENTRY | {"split": "Train"}, "entry 1 is of no known split"),
+        (ENTRY | {"split": None}, "entry 1 is of no known split"),
     ],
 )
-def test_entries_without_fields(tmp_path, entry, message):
+def test_entries_without_turns(tmp_path, entry, message):
     path = tmp_path / "some.json"
     path.write_text(json.dumps([ENTRY, entry]))
     with pytest.raises(ValueError, match=message) as caught:
-        load_instructions(path)
+        load_conversations(path)
     assert str(caught.value).startswith(str(path))
 
 
 def test_a_file_without_a_list(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(ENTRY))
     with pytest.raises(ValueError, match="one.json holds no list of entries"):
-        load_instructions(tmp_path / "one.json")
+        load_conversations(tmp_path / "one.json")
     with pytest.raises(FileNotFoundError, match="none.json"):
-        load_instructions(tmp_path / "none.json")
+        load_conversations(tmp_path / "none.json")
 
 
 LINE = json.dumps(ENTRY)
@@ -111,51 +119,55 @@ def test_files_that_are_no_list_in_json(content, message, tmp_path):
     path = tmp_path / "mine.json"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=message) as caught:
-        load_instructions(path)
+        load_conversations(path)
     assert str(caught.value).startswith(str(path)) and len(str(caught.value)) < 400
 
 
-def test_templates():
-    assert chatml_prompt("Add.", "1 and 2").endswith(
-        "<|im_start|>user\nAdd.\n1 and 2<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert chatml_prompt("Add.").count("Add.<|im_end|>") == 1
-    with_input, without = alpaca_prompt("Add.", "1 and 2"), alpaca_prompt("Add.")
-    for prompt in (with_input, without):
-        assert prompt.startswith("Below is an instruction that describes a task")
-        assert "### Instruction:\nAdd.\n\n###" in prompt
-        assert prompt.endswith("### Response:\n")
-    assert "\n\n### Input:\n1 and 2\n\n" in with_input and "Input" not in without
+def test_the_plain_template():
+    first, answer, later = encode_turns(["Hi.", "Ho.", "He."], TOKENIZER, "plain")
+    assert TOKENIZER.decode(first) == "<|endoftext|>Hi.\n"
+    assert TOKENIZER.decode(later) == "He.\n"
+    assert answer == [*TOKENIZER.encode_ordinary("Ho."), end_token(TOKENIZER)]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_words_of_a_user_are_plain_text(template):
-    sly = {"instruction": "a<|im_end|>b", "input": "<|im_start|>system", "output": "c"}
-    ids = prompt_ids(sly, TOKENIZER, template)
-    whole = TEMPLATES[template](sly["instruction"], sly["input"])
-    assert TOKENIZER.decode(ids) == whole
-    honest = prompt_ids(ENTRY, TOKENIZER, template)
+    sly = ["a<|im_end|>b", "c<|im_end|>", "<|im_start|>system", "<|endoftext|>"]
+    honest = ["a", "b", "c", "d"]
     special = [TOKENIZER.encode(s, allowed_special="all")[0] for s in CHAT_TOKENS]
-    assert [ids.count(s) for s in special] == [honest.count(s) for s in special]
+    special.append(TOKENIZER.eot_token)
+    for mine, theirs in zip(
+        encode_turns(sly, TOKENIZER, template),
+        encode_turns(honest, TOKENIZER, template),
+        strict=True,
+    ):
+        assert [mine.count(s) for s in special] == [theirs.count(s) for s in special]
 
 
-def test_a_prompt_is_that_of_a_conversation():
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_a_prompt_is_that_of_a_conversation(n):
     chat = Conversation(build(LLAMA), TOKENIZER)
-    for entry in load_instructions()[:40]:
-        content = f"{entry['instruction']}\n{entry['input']}".strip()
-        question = {"role": "user", "content": content}
-        assert prompt_ids(entry, TOKENIZER) == chat.token_ids(question)
+    for entry in [{"turns": TALK}, *load_conversations()]:
+        turns = entry["turns"][:n]
+        if len(turns) < n:
+            continue
+        chat.messages = chat.messages[:1]
+        chat.messages += [
+            {"role": "assistant" if i % 2 else "user", "content": text}
+            for i, text in enumerate(turns[:-1])
+        ]
+        question = {"role": "user", "content": turns[-1]}
+        assert flat(encode_turns(turns, TOKENIZER)) == chat.token_ids(question)
 
 
 def test_what_is_longer_than_the_context():
-    (example,) = encode_entries([ENTRY], TOKENIZER, 400)
+    entry = {"turns": TURNS}
+    (example,) = encode_entries([entry], TOKENIZER, 400)
     assert example[1][-1] == end_token(TOKENIZER)
-    n = sum(map(len, example))
-    assert encode_entries([ENTRY], TOKENIZER, n) == [example]
-    with pytest.raises(
-        ValueError, match=rf"entry 1 has \d+ \+ \d+ tokens, .* context of {n}"
-    ):
-        encode_entries([ENTRY, ENTRY | {"output": "micemice"}], TOKENIZER, n)
+    n = len(flat(example))
+    assert encode_entries([entry], TOKENIZER, n) == [example]
+    with pytest.raises(ValueError, match=rf"entry 1 has \d+ tokens, .* context of {n}"):
+        encode_entries([entry, {"turns": [TURNS[0], "micemice"]}], TOKENIZER, n)
 
 
 # --- batches --------------------------------------------------------------------------
@@ -167,8 +179,24 @@ def test_collate_by_hand():
     assert token_ids.tolist() == [[1, 2, 3, 4, 5], [6, 7, 9, 0, 0]]
     no = IGNORE
     assert targets.tolist() == [[no, no, 4, 5, 9], [7, 9, no, no, no]]
-    _, targets = collate(examples, mask_prompt=False)
-    assert targets.tolist() == [[2, 3, 4, 5, 9], [7, 9, no, no, no]]
+
+
+def test_every_answer_of_a_talk_counts():
+    talk = [[1, 2, 3], [4, 5, 9], [6], [7, 9]]
+    token_ids, targets = collate([talk, [[3], [9]]])
+    no = IGNORE
+    assert token_ids[0].tolist() == [1, 2, 3, 4, 5, 9, 6, 7]
+    assert targets[0].tolist() == [no, no, 4, 5, 9, no, 7, 9]
+    assert targets[1].tolist() == [9, *[no] * 7]
+
+
+def test_the_figure_of_the_mask_holds_the_numbers():
+    path = COURSE / "ch07_instruction" / "figures" / "masking.svg"
+    svg = path.read_text("utf-8").replace("&#8722;", "-")
+    token_ids, targets = collate([[[1, 2, 3], [4, 5, 9], [6], [7, 9]]])
+    for name, row in (("input", token_ids), ("target", targets)):
+        found = re.findall(rf'class="{name}"[^>]*>(-?\d+)<', svg)
+        assert [int(number) for number in found] == row[0].tolist(), name
 
 
 def test_an_id_that_pads_still_counts_in_an_answer():
@@ -178,15 +206,18 @@ def test_an_id_that_pads_still_counts_in_an_answer():
 
 
 def test_masked_positions_have_no_gradient():
-    examples = encode_entries([ENTRY, ENTRY | {"input": ""}], TOKENIZER, 400)
+    examples = encode_entries([{"turns": TURNS}, {"turns": TALK}], TOKENIZER, 400)
     token_ids, targets = collate(examples)
     logits = build(LLAMA)(token_ids).detach().requires_grad_()
     flat = logits.flatten(0, 1)
     F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE).backward()
     gradients = logits.grad.abs().sum(dim=-1)
-    for row, (prompt, answer) in zip(gradients, examples, strict=True):
-        answers_places = [len(prompt) - 1 + n for n in range(len(answer))]
-        assert row.nonzero()[:, 0].tolist() == answers_places
+    for row, pieces in zip(gradients, examples, strict=True):
+        places, start = [], 0
+        for n, piece in enumerate(pieces):
+            places += [start - 1 + i for i in range(len(piece))] if n % 2 else []
+            start += len(piece)
+        assert row.nonzero()[:, 0].tolist() == places
 
 
 def test_length_batches():
@@ -215,7 +246,7 @@ def test_length_batches_hold_similar_lengths(pairs):
 
 
 def some_batches(n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [collate(encode_entries([ENTRY], TOKENIZER, 400))] * n
+    return [collate(encode_entries([{"turns": TURNS}], TOKENIZER, 400))] * n
 
 
 def fresh():
@@ -269,12 +300,12 @@ def test_the_caller_may_stop_between_two_steps():
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_answers_in_batches_are_those_one_by_one(config, template):
     model = shaken(build(config)).double()  # no two tokens are equally likely
-    entries = [ENTRY | {"input": "mouse " * n} for n in range(7)]
-    batched = answer_all(model, TOKENIZER, entries, 8, template=template, batch_size=3)
+    talks = [["mouse " * n + "?"] for n in range(6)] + [TALK[:3]]
+    batched = answer_all(model, TOKENIZER, talks, 8, template=template, batch_size=3)
     assert len(set(batched)) > 1
     end = end_token(TOKENIZER)
-    for entry, answer in zip(entries, batched, strict=True):
-        prompt = torch.tensor([prompt_ids(entry, TOKENIZER, template)])
+    for turns, answer in zip(talks, batched, strict=True):
+        prompt = torch.tensor([flat(encode_turns(turns, TOKENIZER, template))])
         longer = generate(model, prompt, 8, stop_token=end)[0].tolist()
         new = longer[prompt.shape[1] :]
         new = new[: new.index(end)] if end in new else new
@@ -285,13 +316,13 @@ def test_answers_in_batches_are_those_one_by_one(config, template):
 @pytest.mark.parametrize("batch_size", [2, 5, 32])
 @pytest.mark.filterwarnings("ignore:the prompt has")
 def test_a_long_neighbour_cuts_no_answer(room, batch_size):
-    entries = [ENTRY | {"input": "mouse " * n} for n in (0, 9, 1, 9, 4, 9, 0)]
-    lengths = [len(prompt_ids(entry, TOKENIZER)) for entry in entries]
+    talks = [["a " + "mouse " * n] for n in (0, 9, 1, 9, 4, 9, 0)]
+    lengths = [len(flat(encode_turns(turns, TOKENIZER))) for turns in talks]
     config = replace(LLAMA, context_length=max(lengths) + room)
     model = shaken(build(config)).double()
-    alone = [answer_all(model, TOKENIZER, [entry], 12)[0] for entry in entries]
+    alone = [answer_all(model, TOKENIZER, [turns], 12)[0] for turns in talks]
     assert len(set(alone)) > 1
-    together = answer_all(model, TOKENIZER, entries, 12, batch_size=batch_size)
+    together = answer_all(model, TOKENIZER, talks, 12, batch_size=batch_size)
     assert together == alone
 
 
@@ -299,7 +330,7 @@ def test_a_long_neighbour_cuts_no_answer(room, batch_size):
 def test_a_batch_holds_something(batch_size):
     examples = [([1], [2])] * 3
     for use in (
-        lambda: answer_all(build(GPT), TOKENIZER, [ENTRY], batch_size=batch_size),
+        lambda: answer_all(build(GPT), TOKENIZER, [["Hi"]], batch_size=batch_size),
         lambda: length_batches(examples, batch_size, torch.Generator()),
     ):
         with pytest.raises(ValueError, match=f"batch_size .* got {batch_size}"):
@@ -309,7 +340,7 @@ def test_a_batch_holds_something(batch_size):
 @pytest.mark.parametrize("n", [-1, -7, 1.5])
 def test_there_are_no_answers_of_less_than_nothing(n):
     with pytest.raises(ValueError, match=f"max_new_tokens .* got {n}"):
-        answer_all(build(GPT), TOKENIZER, [], n)
+        answer_all(build(GPT), TOKENIZER, [["Hi"]], n)
 
 
 def test_an_answer_ends_before_the_end_token():
@@ -318,49 +349,59 @@ def test_an_answer_ends_before_the_end_token():
         model.final_norm.weight.zero_()
         model.final_norm.bias.fill_(1.0)
         model.tok_emb.weight[end_token(TOKENIZER)] = 10.0
-    assert answer_all(model, TOKENIZER, [ENTRY], 8) == [""]
+    assert answer_all(model, TOKENIZER, [["Hi"]], 8) == [""]
 
 
-def test_exact_match():
-    entry = {"kind": "plural", "accepted": ["mice", "the mice"]}
-    for answer in ("mice", "Mice.", " the  MICE ", "mice..."):
-        assert is_exact(answer, entry), answer
-    for answer in ("", ".", "mouse", "mice and men", "The plural is mice.", "mi ce"):
-        assert not is_exact(answer, entry), answer
-    assert not is_exact("- a - b", {"kind": "bullet_list", "accepted": ["- a\n- b"]})
-    strict = {"kind": "punctuation", "accepted": ["Who is there?"]}
-    assert is_exact("Who is there?\n", strict)
-    assert not is_exact("who is there?", strict) and not is_exact(
-        "Who is there?.", strict
-    )
+@pytest.mark.parametrize(
+    ("core", "inside", "outside"),
+    [
+        ("Rome", ["Rome", "it is ROME.", "“rome”"], ["Romeo", "Jerome", ""]),
+        ("8", ["8", "It is 8.", "8, I think", "(8)", "8: eight", "8%"],
+         ["0.8", "8.5", "8,000", "1,8", "18", "80", "8th", "3.8."]),
+        ("it's a chair", ["It’s a chair.", "it's a chair!"], ["it's a chairlift"]),
+        ("£1", ["£1", "It costs £1."], ["£10", "£1.50", "£1,000"]),
+        ("no, it", ["No, it is not."], ["no it", "volcano, it"]),
+        ("1. A\n2. B", ["1. A\n2. B", "So: 1. a\n2. b."], ["1. A\n2. Bee"]),
+        ("W-e-d", ["w-e-d"], ["w-e-da"]),
+    ],
+)  # fmt: skip
+def test_cores_are_found_as_whole_words(core, inside, outside):
+    for text in inside:
+        assert holds(text, core), text
+    for text in outside:
+        assert not holds(text, core), text
+
+
+def test_one_core_is_enough():
+    entry = {"accepted": ["8", "eight"]}
+    assert is_right("Eight legs.", entry) and is_right("8 legs", entry)
+    assert not is_right("eighty legs", entry)
 
 
 def test_every_reference_is_right_and_every_near_miss_wrong():
-    for entry in load_instructions():
+    for entry in load_conversations():
         if "accepted" in entry:
-            assert is_exact(entry["output"], entry), entry
-            assert "near_miss" not in entry or not is_exact(
-                entry["near_miss"], entry
-            ), entry
+            assert is_right(entry["turns"][-1], entry), entry
+            assert not is_right(entry["near_miss"], entry), entry
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT], ids=["llama", "gpt"])
 def test_log_probabilities_of_answers(config):
     model = shaken(build(config))
-    entries = [
-        ENTRY,
-        ENTRY | {"input": "", "output": "a cat"},
-        ENTRY | {"output": "cats, mice"},
-    ]
+    entries = [{"turns": TURNS}, {"turns": ["Hi", "a cat"]}, {"turns": TALK}]
     examples = encode_entries(entries, TOKENIZER, 400)
     with torch.no_grad():
         total, counts = answer_log_probs(model, *collate(examples))
-        for n, (prompt, answer) in enumerate(examples):
-            log_probs = model(torch.tensor([prompt + answer]))[0].log_softmax(dim=-1)
-            places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
-            by_hand = sum(log_probs[p, i] for p, i in zip(places, answer, strict=True))
+        for n, pieces in enumerate(examples):
+            row = flat(pieces)
+            log_probs = model(torch.tensor([row]))[0].log_softmax(dim=-1)
+            by_hand, start = 0.0, 0
+            for m, piece in enumerate(pieces):
+                for i in range(start, start + len(piece)) if m % 2 else ():
+                    by_hand += log_probs[i - 1, row[i]]
+                start += len(piece)
             torch.testing.assert_close(total[n], by_hand, atol=1e-4, rtol=1e-5)
-    assert counts.tolist() == [len(answer) for _, answer in examples]
+    assert counts.tolist() == [len(flat(pieces[1::2])) for pieces in examples]
     many = likelihoods(model, TOKENIZER, entries * 7)
     torch.testing.assert_close(many, (total / counts).repeat(7), atol=1e-5, rtol=1e-4)
 
@@ -386,14 +427,16 @@ WITH_DROPOUT = GPTConfig(TOKENIZER.n_vocab, 400, 16, 2, 2, dropout=0.5)
 @pytest.mark.parametrize("in_training", [[], [0], [1], [0, 1]])
 def test_likelihoods_are_those_of_evaluation_mode(in_training):
     model = build(WITH_DROPOUT)
-    expected = likelihoods(model, TOKENIZER, [ENTRY])
+    expected = likelihoods(model, TOKENIZER, [{"turns": TURNS}])
     for n in in_training:
         model.blocks[n].train()
     before = [part.training for part in model.modules()]
-    assert torch.equal(likelihoods(model, TOKENIZER, [ENTRY]), expected)
+    assert torch.equal(likelihoods(model, TOKENIZER, [{"turns": TURNS}]), expected)
     assert [part.training for part in model.modules()] == before
     with pytest.raises(IndexError):  # an id that this model does not know
-        likelihoods(build(replace(WITH_DROPOUT, vocab_size=9)), TOKENIZER, [ENTRY])
+        likelihoods(
+            build(replace(WITH_DROPOUT, vocab_size=9)), TOKENIZER, [{"turns": TURNS}]
+        )
 
 
 @pytest.mark.parametrize("in_training", [[], [0], [1]])
@@ -403,7 +446,7 @@ def test_tuning_and_answering_leave_the_modes_as_they_were(in_training):
         model.blocks[n].train()
     before = [part.training for part in model.modules()]
     list(tune(model, some_batches(2), progress=False))
-    answer_all(model, TOKENIZER, [ENTRY], 3)
+    answer_all(model, TOKENIZER, [["Hi"]], 3)
     assert [part.training for part in model.modules()] == before
 
 
@@ -412,7 +455,7 @@ def test_what_is_scored_must_fit_the_context():
         LlamaConfig(TOKENIZER.n_vocab, 40, 16, 2, 2, n_kv_heads=1, hidden_dim=24)
     )
     with pytest.raises(ValueError, match="more than the context of 40"):
-        likelihoods(model, TOKENIZER, [ENTRY])
+        likelihoods(model, TOKENIZER, [{"turns": TURNS}])
 
 
 # --- a judge behind a server ----------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import html
 import json
 import re
 
@@ -25,6 +26,7 @@ from shared.lora import (
     without_adapter,
 )
 from shared.pretraining import TrainConfig, Trainer, load_model, save_model, train
+from shared.support import COURSE
 
 GPT = GPTConfig(300, 40, emb_dim=16, n_heads=2, n_layers=3, qkv_bias=True)
 LLAMA = LlamaConfig(300, 40, 16, 2, n_kv_heads=1, n_layers=3, hidden_dim=24)
@@ -307,3 +309,32 @@ def test_an_adapter_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="no adapters"):
         save_adapter(build(GPT), tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+# --- the figures carry the numbers of the cells beside them ---------------------------
+
+
+def numbers_in(figure: str) -> list[float]:
+    """Return the texts of a figure that are numbers, in their order."""
+    path = COURSE / "ch06_classification" / "figures" / f"{figure}.svg"
+    svg = html.unescape(path.read_text(encoding="utf-8")).replace("\u2212", "-")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    return [float(text) for text in texts if re.fullmatch(r"-?[\d.]+", text)]
+
+
+def test_the_figure_of_a_layer_with_lora():
+    x, W = torch.tensor([1.0, 2, 1]), torch.tensor([[1.0, 0, 2], [0, 1, 0], [1, 1, 0]])
+    layer = LoRALayer(nn.Linear(3, 3, bias=False), rank=1, alpha=2)
+    layer.linear.weight.data = W
+    layer.A.data = torch.tensor([[1.0, 0, 1]])
+    layer.B.data = torch.tensor([[0.5], [-1], [0]])
+    A, B, y = layer.A, layer.B, layer(x)
+    parts = [x, W, W @ x, A, A @ x, B, y - W @ x, y]
+    expected = torch.cat([part.flatten() for part in parts]).tolist()
+    assert numbers_in("lora_by_hand") == expected
+
+
+def test_the_figure_of_rank_one():
+    B, A = torch.tensor([[1.0], [2], [0], [2]]), torch.tensor([[2.0, 0, 1, 2]])
+    expected = torch.cat([part.flatten() for part in (B, A, B @ A)]).tolist()
+    assert numbers_in("low_rank") == expected

@@ -306,6 +306,15 @@ def test_the_speeds_in_the_figure_of_the_hands():
     assert turns == [round(2 * math.pi / speed) for speed in speeds]
 
 
+def test_a_figure_that_moves_stands_still_for_who_wants_that():
+    folder = Path(__file__).parents[1] / "ch04_gpt_model" / "figures"
+    figures = [path.read_text(encoding="utf-8") for path in folder.glob("*.svg")]
+    assert not any("<animate" in svg for svg in figures)  # no media query reaches it
+    moving = [svg for svg in figures if "@keyframes" in svg]
+    assert len(moving) == 3
+    assert all("prefers-reduced-motion" in svg for svg in moving)
+
+
 def test_the_order_in_the_figure_of_the_pairs():
     order = halves_to_pairs(torch.arange(8), 1).tolist()
     assert " ".join(map(str, order)) in words_in("rotary_pairs")

@@ -2,14 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from conftest import TOKENIZER, build, shaken
+from conftest import CHAT_LLAMA, TOKENIZER, build, shaken
 
 from shared.instruction import answer_log_probs
-from shared.llama_model import LlamaConfig
 from shared.preference import (
     collate_pairs,
     dpo_loss,
@@ -20,10 +20,7 @@ from shared.preference import (
 from shared.pretrained_weights import end_token
 from shared.pretraining import TrainConfig, Trainer, evaluate, train
 
-CONFIG = LlamaConfig(
-    TOKENIZER.n_vocab, 200, emb_dim=16, n_heads=2, n_layers=2, n_kv_heads=1,
-    hidden_dim=24,
-)  # fmt: skip
+CONFIG = replace(CHAT_LLAMA, context_length=200)
 PAIRS = [
     {"prompt": "Is it?", "chosen": "yes", "rejected": "yes, it is true"},
     {"prompt": "Is it not?", "chosen": "no", "rejected": "no, it is not true, no"},

@@ -1,7 +1,9 @@
 """Chapter 5, second part: weights and tokenizers of others, tested against theirs."""
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -36,8 +38,9 @@ from shared.pretrained_weights import (
     end_token,
     from_gpt2,
     load_gguf,
-    load_gpt2,
+    load_llama,
     load_pretrained,
+    save_gguf,
     to_gpt2,
     to_llama,
 )
@@ -236,7 +239,7 @@ def with_a(name):
     ("options", "message"),
     [
         ({"architecture": "mamba"}, "the architecture is 'mamba'"),
-        ({"kind": "gpt-2"}, "the tokenizer is 'gpt-2'"),
+        ({"kind": "llama-bpe"}, "the tokenizer is 'llama-bpe'"),
         ({"last": gguf.TokenType.USER_DEFINED}, "tokens that a user defined"),
         ({"change": with_a("rope_freqs.weight")}, "unknown rope_freqs.weight"),
         ({"change": with_a("blk.0.attn_q.bias")}, "unknown blocks.0.attention.W_query"),
@@ -337,6 +340,166 @@ def test_damaged_and_missing_gguf_files(tmp_path):
         with pytest.raises(FileNotFoundError) as caught:
             load_gguf(path)
         assert str(caught.value).startswith(f"{path} ")
+
+
+# --- GGUF out -------------------------------------------------------------------------
+
+
+def logits_of(model, n: int = 12) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(2 * n).reshape(2, n))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "config", [SMALLEST, replace(GPT, vocab_size=290), replace(GPT, qkv_bias=False)]
+)
+def test_a_model_goes_out_as_gguf_and_comes_back(config, tied, tmp_path):
+    config = replace(config, tie_weights=tied, vocab_size=TOKENIZER.n_vocab)
+    model, path = shaken(build(config)), tmp_path / "m.gguf"
+    path.write_text("before")
+    save_gguf(model, TOKENIZER, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
+    back, tokenizer = load_gguf(path)
+    gpt = isinstance(config, GPTConfig)
+    assert back.config == (replace(config, qkv_bias=True) if gpt else config)
+    torch.testing.assert_close(logits_of(back), logits_of(model), atol=1e-5, rtol=1e-5)
+    for name in ("vocab", "merges", "special_tokens", "pattern"):
+        assert getattr(tokenizer, name) == getattr(TOKENIZER, name)
+
+
+def test_smollm2_goes_out_as_it_came_in(tmp_path, smollm2, tokenizer):
+    save_gguf(smollm2, tokenizer, tmp_path / "s.gguf")
+    settings = []
+    for path in (fetch_smollm2(), tmp_path / "s.gguf"):
+        with pretrained.open_gguf(path) as (found, tensors):
+            settings.append(found)
+            weights = pretrained.gguf_weights(tensors)
+    ours = weights_of(smollm2)
+    assert weights.keys() == ours.keys()
+    assert all(torch.equal(weights[name], ours[name]) for name in ours)
+    theirs, ours = settings
+    same = [k for k in ours if k.startswith(("llama.", "tokenizer.ggml."))]
+    assert len(same) == 18 and all(ours[key] == theirs[key] for key in same)
+    assert ours["tokenizer.chat_template"] == CHATML
+
+
+def test_settings_of_a_gguf_file(tmp_path):
+    config = replace(SMALLEST, rope_base=500)  # a whole number, as one may write it
+    save_gguf(build(config).to(torch.bfloat16), TOKENIZER, tmp_path / "name.gguf")
+    reader = gguf.GGUFReader(tmp_path / "name.gguf")
+    found = {key: field.contents() for key, field in reader.fields.items()}
+    assert found["general.name"] == "name" and found["llama.rope.freq_base"] == 500
+    base = reader.get_field("llama.rope.freq_base")
+    assert base.types == [gguf.GGUFValueType.FLOAT32]
+    marks = {"bos": "<|im_start|>", "eos": "<|im_end|>", "padding": "<|im_end|>"}
+    for name, token in marks.items():
+        ids = TOKENIZER.special_tokens[token]
+        assert found[f"tokenizer.ggml.{name}_token_id"] == ids
+    assert not found["tokenizer.ggml.add_bos_token"]
+    assert {t.tensor_type.name for t in reader.tensors} == {"F32"}
+    model, tokenizer = load_pretrained(TALES)
+    save_gguf(model, tokenizer, tmp_path / "tales.gguf")
+    reader = gguf.GGUFReader(tmp_path / "tales.gguf")
+    assert "tokenizer.chat_template" not in reader.fields
+    end = reader.get_field("tokenizer.ggml.eos_token_id").contents()
+    assert end == tokenizer.eot_token
+    assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
+
+
+def test_types_and_numbers_of_a_gguf_file(tmp_path):
+    settings = {"b": True, "f": 0.5, "n": 7, "texts": ["ä", ""], "numbers": [1, 3]}
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "c": torch.ones(9).bfloat16()}
+    pretrained.write_gguf(tmp_path / "m.gguf", "gpt2", settings, tensors)
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    fields = {key: reader.get_field(key) for key in settings}
+    assert {key: field.contents() for key, field in fields.items()} == settings
+    assert reader.get_field("general.architecture").contents() == "gpt2"
+    types = [field.types[-1].name for field in fields.values()]
+    assert types == ["BOOL", "FLOAT32", "UINT32", "STRING", "INT32"]
+    assert [t.name for t in reader.tensors] == ["a", "c"]
+    for found, expected in zip(reader.tensors, tensors.values(), strict=True):
+        assert found.data.dtype == np.float32
+        assert np.array_equal(found.data, expected.float().numpy())
+
+
+def test_what_cannot_go_out_as_gguf(tmp_path, monkeypatch):
+    path = tmp_path / "m.gguf"
+    with pytest.raises(ValueError, match="290 ids, 61 in the model"):
+        save_gguf(build(LLAMA), TOKENIZER, path)
+    tables = (TOKENIZER.vocab, TOKENIZER.merges, TOKENIZER.special_tokens)
+    with pytest.raises(ValueError, match="llama.cpp has no name for the pattern"):
+        save_gguf(build(SMALLEST), BPETokenizer(*tables, r"\w+|\W"), path)
+    with pytest.raises(ValueError, match=r"call merge_lora\(model\) first"):
+        save_gguf(apply_lora(build(SMALLEST), rank=2), TOKENIZER, path)
+    with pytest.raises(TypeError, match="not Classifier"):
+        save_gguf(Classifier(build(SMALLEST)), TOKENIZER, path)
+    assert not list(tmp_path.iterdir())
+    path.write_text("before")
+
+    def fails(source, target):
+        raise OSError("no more")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match=f"{re.escape(str(path))} could.*: no more"):
+        save_gguf(build(SMALLEST), TOKENIZER, path)
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_tuned_model_goes_out_with_what_it_has_learned(tmp_path):
+    model = apply_lora(build(SMALLEST), rank=2)
+    shaken(model)
+    tuned = logits_of(model)
+    save_gguf(merge_lora(model), TOKENIZER, tmp_path / "m.gguf")
+    back, _ = load_gguf(tmp_path / "m.gguf")
+    torch.testing.assert_close(logits_of(back), tuned, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [1e-5, 1e-6])
+def test_a_gpt2_with_another_epsilon_is_named(tmp_path, value):
+    model, path = build(replace(GPT, vocab_size=290)), tmp_path / "m.gguf"
+    save_gguf(model, TOKENIZER, path)
+    with pretrained.open_gguf(path) as (settings, tensors):
+        settings["gpt2.attention.layer_norm_epsilon"] = float(np.float32(value))
+        if value == 1e-5:
+            pretrained.gguf_config(settings, tensors)
+            return
+        with pytest.raises(ValueError, match=r"gpt2\.attention\.layer_norm_epsilon is"):
+            pretrained.gguf_config(settings, tensors)
+
+
+def texts_of(figure: str) -> str:
+    path = FIXTURES.parents[1] / "ch05_pretraining" / "figures" / figure
+    return " | ".join(re.findall(r">([^<>]+)</t", path.read_text(encoding="utf-8")))
+
+
+def test_the_figure_of_a_gguf_file_has_its_numbers(tmp_path):
+    tensors = {"token_embd.weight": torch.arange(8.0).reshape(4, 2)}
+    pretrained.write_gguf(tmp_path / "m.gguf", "gpt2", {}, tensors)
+    file = (tmp_path / "m.gguf").read_bytes()
+    texts = "general.architecture", "gpt2"  # each after its length, of 8 bytes
+    ends = [0, 24, 24 + sum(8 + len(text) for text in texts) + 4]
+    ends += [len(file) - 35, len(file) - 32, len(file)]  # 3 empty bytes, 32 of numbers
+    assert ends == [0, 24, 68, 125, 128, 160]
+    assert file[125:128] == bytes(3) and file[125 - 8 - 4 : 125] == bytes(12)
+    words = texts_of("gguf_layout.svg")
+    for start, end in itertools.pairwise(ends):
+        assert f"{end - start} bytes" in words
+    for end in ends:
+        assert f"| {end} |" in words
+    assert [int(n) for n in re.findall(r"\b([0-7])\.0\b", words)] == list(range(8))
+
+
+def test_the_figure_of_a_block_has_its_numbers():
+    words = texts_of("q4_1_block.svg")
+    scale, minimum = 0.10, -0.75
+    assert f"d = {scale:.2f} and m = \N{MINUS SIGN}{-minimum}" in words.replace(
+        "&#8722;", "\N{MINUS SIGN}"
+    )
+    low, high = 0b0011_1010 & 15, 0b0011_1010 >> 4
+    assert f"q = {low}" in words and f"q = {high}" in words
+    assert round((0.23 - minimum) / scale, 1) == 9.8
+    assert "9.8 becomes 10" in words and f"= {minimum + scale * low:.2f}" in words
 
 
 # --- SmolLM2 --------------------------------------------------------------------------
@@ -586,7 +749,10 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_gpt2_from_hugging_faces_cache(hub_cache, monkeypatch):
+def test_gpt2_from_hugging_faces_cache(tmp_path, monkeypatch):
+    hub_cache = tmp_path
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = hub_cache / "models--openai-community--gpt2-xl"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("123abc")
@@ -595,15 +761,15 @@ def test_gpt2_from_hugging_faces_cache(hub_cache, monkeypatch):
     _, theirs = transformers_tensors("tiny_gpt2")
     save_file(theirs, path)
     monkeypatch.setitem(GPT_CONFIGS, "1558M", GPT)
-    for model, tokenizer in (load_pretrained("gpt2-1558m"), load_gpt2("1558M")):
-        assert torch.equal(model.pos_emb.weight, theirs["transformer.wpe.weight"])
-        assert isinstance(tokenizer, BPETokenizer) and tokenizer.n_vocab == 50_257
+    model, tokenizer = load_pretrained("gpt2-1558m")
+    assert torch.equal(model.pos_emb.weight, theirs["transformer.wpe.weight"])
+    assert isinstance(tokenizer, BPETokenizer) and tokenizer.n_vocab == 50_257
     monkeypatch.setitem(GPT_CONFIGS, "1558M", replace(GPT, n_layers=1))
     with pytest.raises(ValueError, match=r"unknown blocks\.1\.attention"):
-        load_gpt2("1558M")
+        load_pretrained("gpt2-1558m")
     path.write_bytes(b"half a file")
     with pytest.raises(ValueError) as caught:
-        load_gpt2("1558M")
+        load_pretrained("gpt2-1558m")
     assert str(caught.value).startswith(f"{path} is damaged")
 
 
@@ -644,7 +810,7 @@ def test_gpt2_that_cannot_be_had(hub_cache, monkeypatch, problem, advice):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
     with pytest.raises(FetchError) as caught:
-        load_gpt2()
+        load_pretrained("gpt2-124m")
     begin = f"openai-community/gpt2 could not be brought: {problem}; run again "
     assert str(caught.value).startswith(f"{begin}{advice}")
 
@@ -684,8 +850,8 @@ def one_host(event, details):
 
 import sys
 sys.addaudithook(one_host)
-from shared.pretrained_weights import load_gpt2
-load_gpt2()
+from shared.pretrained_weights import load_pretrained
+load_pretrained("gpt2-124m")
 """
     endpoint = f"http://127.0.0.1:{httpd.server_port}"
     kept = {n: v for n, v in os.environ.items() if not n.lower().endswith("_proxy")}
@@ -698,13 +864,161 @@ load_gpt2()
     assert "/openai-community/gpt2/resolve/main/model.safetensors" in httpd.asked
 
 
-@pytest.mark.parametrize("name", ["gpt2-nonsense", "gpt2-1B", "gpt2-mini", "bert"])
+@pytest.mark.parametrize("name", ["gpt2-1B", "gpt2-mini", "smollm2-7b", "bert"])
 def test_unknown_names(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=rf"no model {name}, only .*'gpt2-124m'"):
         load_pretrained(name)
-    with pytest.raises(ValueError, match="no GPT-2 of size .*124M, 355M, 774M, 1558M"):
-        load_gpt2(name)
+
+
+# --- folders of Hugging Face's --------------------------------------------------------
+
+
+TOKENS = [*CHAT_TOKENS, *LETTERS, *[pair.replace(" ", "") for pair in MERGES]]
+LLAMA_SETTINGS = {
+    "model_type": "llama", "vocab_size": 61, "max_position_embeddings": 20,
+    "hidden_size": 24, "num_attention_heads": 6, "num_hidden_layers": 2,
+    "num_key_value_heads": 2, "intermediate_size": 40, "rms_norm_eps": 1e-2,
+    "rope_theta": 500, "tie_word_embeddings": False, "hidden_act": "silu",
+    "attention_bias": False, "rope_scaling": None, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def write_llama(
+    folder: Path, shards=1, change=None, tables=None, dtype=torch.float32
+) -> dict:
+    """Write the tiny Llama of transformers as Hugging Face's files are; return it all.
+
+    `change` are other settings, `tables` other parts of tokenizer.json.
+    """
+    stored, theirs = transformers_tensors("tiny_llama")
+    settings = LLAMA_SETTINGS | (change or {})
+    if settings["tie_word_embeddings"]:
+        del theirs["lm_head.weight"]
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings))
+    added = [{"id": i, "content": t, "special": True} for i, t in enumerate(TOKENS[:3])]
+    cut = [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}]
+    file = {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut},
+        "added_tokens": added,
+        "model": {"vocab": {t: i for i, t in enumerate(TOKENS)}, "merges": MERGES},
+    } | (tables or {})
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    names = sorted(theirs)
+    for n in range(shards):
+        part = {name: theirs[name].to(dtype) for name in names[n::shards]}
+        end = f"-{n + 1:05}-of-{shards:05}" if shards > 1 else ""
+        save_file(part, folder / f"model{end}.safetensors")
+    return stored
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_llama_of_transformers_in_one_file_or_several(tmp_path, shards):
+    stored = write_llama(tmp_path / "m", shards)
+    model, tokenizer = load_llama(tmp_path / "m")
+    assert model.config == replace(LLAMA, tie_weights=False) and not model.training
+    logits = model(stored["token_ids"])
+    torch.testing.assert_close(logits, stored["logits"], atol=1e-4, rtol=0)
+    assert tokenizer.encode("in the cat 12.") == [59, 55, 58, 46, 30, 31, 39]
+    assert tokenizer.encode("<|im_end|>", allowed_special="all") == [2]
+
+
+def test_a_tied_llama_in_bfloat16(tmp_path):
+    write_llama(
+        tmp_path,
+        change={
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_theta": 700.0, "rope_type": "default"},
+        },
+        tables={
+            "model": {
+                "vocab": {t: i for i, t in enumerate(TOKENS[3:], 3)},
+                "merges": [pair.split(" ") for pair in MERGES],
+            }
+        },
+        dtype=torch.bfloat16,
+    )
+    model, tokenizer = load_llama(tmp_path)
+    assert model.out_head.weight is model.tok_emb.weight and model.config.tie_weights
+    assert model.config.rope_base == 700.0
+    _, theirs = transformers_tensors("tiny_llama")
+    rounded = theirs["model.embed_tokens.weight"].bfloat16().float()
+    assert model.tok_emb.weight.dtype == torch.float32
+    assert torch.equal(model.tok_emb.weight, rounded)
+    assert tokenizer.encode("in the") == [59, 55] and tokenizer.n_vocab == 61
+
+
+def test_a_folder_for_transformers_is_read_back(tmp_path):
+    model = shaken(build(SMALLEST))
+    save_for_transformers(model, TOKENIZER, tmp_path / "m")
+    back, tokenizer = load_llama(tmp_path / "m")
+    assert back.config == SMALLEST and torch.equal(logits_of(back), logits_of(model))
+    assert tokenizer.vocab == TOKENIZER.vocab and tokenizer.merges == TOKENIZER.merges
+
+
+LLAMA3 = [{"type": "Split", "pattern": {"Regex": r"\w+"}}, {"type": "ByteLevel"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"change": {"model_type": "mistral"}}, "model_type is 'mistral', not 'llama'"),
+        ({"change": {"rope_scaling": {"factor": 8.0}}}, "rope_scaling is {'factor'"),
+        ({"change": {"rope_interleaved": True}}, "rope_interleaved is True"),
+        ({"change": {"attention_bias": True}}, "attention_bias is True"),
+        ({"change": {"head_dim": 8}}, "head_dim is 8, not 4"),
+        ({"change": {"hidden_size": 48}}, "is (61, 24), not (61, 48)"),
+        ({"tables": {"pre_tokenizer": {"pretokenizers": LLAMA3}}}, "cuts by"),
+        ({"tables": {"pre_tokenizer": None}}, "holds no Llama like ours"),
+        ({"shards": 0}, "missing tok_emb.weight"),
+    ],
+)
+def test_a_folder_that_is_no_llama_of_ours(tmp_path, options, message):
+    write_llama(tmp_path / "m", **options)
+    with pytest.raises(ValueError) as caught:
+        load_llama(tmp_path / "m")
+    assert str(caught.value).startswith(f"{tmp_path / 'm'} holds no Llama like ours: ")
+    assert message in str(caught.value)
+
+
+def test_files_of_a_llama_that_are_missing_or_damaged(tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        write_llama(tmp_path / "m")
+        (tmp_path / "m" / name).unlink()
+        with pytest.raises(FileNotFoundError) as caught:
+            load_llama(tmp_path / "m")
+        assert str(caught.value).startswith(str(tmp_path / "m" / name))
+    write_llama(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_llama(tmp_path / "m")
+
+
+def test_a_larger_smollm2_by_name(tmp_path, hub_cache, monkeypatch):
+    stored = write_llama(tmp_path / "there")
+    asked = []
+
+    def download(repository, name):
+        asked.append((repository, name))
+        return str(tmp_path / "there" / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for name in ("smollm2-360m", "smollm2-1.7b-base"):
+        model, tokenizer = load_pretrained(name)
+        logits = model(stored["token_ids"])
+        torch.testing.assert_close(logits, stored["logits"], atol=1e-4, rtol=0)
+        assert tokenizer.n_vocab == 61
+    files = ["config.json", "tokenizer.json", "model.safetensors"]
+    large = [("HuggingFaceTB/SmolLM2-360M-Instruct", file) for file in files]
+    assert asked == large + [("HuggingFaceTB/SmolLM2-1.7B", file) for file in files]
+
+
+def test_a_larger_smollm2_that_cannot_be_had(hub_cache):
+    with pytest.raises(FetchError) as caught:
+        load_pretrained("smollm2-1.7b")
+    begin = "HuggingFaceTB/SmolLM2-1.7B-Instruct could not be brought: no route to host"
+    assert str(caught.value).startswith(begin)
 
 
 def test_a_folder_called_like_a_model(tmp_path, monkeypatch):

@@ -3,12 +3,15 @@
 import contextlib
 import itertools
 import json
+import math
+import random
 import re
 import shutil
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,7 @@ from shared.gpt_model import Decoder, GPTModel
 from shared.lora import apply_lora
 from shared.pretraining import (
     IGNORE,
+    Muon,
     TrainConfig,
     Trainer,
     evaluate,
@@ -35,6 +39,7 @@ from shared.pretraining import (
     make_optimizers,
     mean_loss,
     next_token_loss,
+    orthogonalise,
     sample_next,
     save_model,
     story_batch,
@@ -43,6 +48,9 @@ from shared.pretraining import (
 )
 from shared.support import COURSE
 from shared.support.modules import evaluating
+from shared.support.tiny_tales import RULES, tales
+from shared.text_data import END_OF_TEXT
+from shared.tokenizer import BPETokenizer
 
 sys.path.append(str(COURSE / "ch05_pretraining"))
 from checkpoints import load_checkpoint, save_checkpoint
@@ -247,6 +255,48 @@ def test_every_weight_has_one_optimizer(config, muon):
     if muon:
         matrices = {id(p) for p in model.blocks.parameters() if p.ndim == 2}
         assert {id(p) for p in optimizers[0].param_groups[0]["params"]} == matrices
+
+
+# --- Muon -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(16, 8), (8, 16), (1, 7), (24, 24), (96, 24)])
+def test_muon_steps_as_torchs_does(shape):
+    generator = torch.Generator().manual_seed(sum(shape))
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    unused = nn.Parameter(torch.ones(2, 2))  # without a gradient
+    optimizers = [
+        Muon([ours, unused], 0.1, weight_decay=0.3, momentum=0.9),
+        torch.optim.Muon(
+            [theirs], 0.1, weight_decay=0.3, momentum=0.9,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+    ]  # fmt: skip
+    for step in range(1, 7):
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / step
+            optimizer.step()
+    moved = (ours - start).norm()
+    assert (ours - theirs).norm() < 0.03 * moved  # torch multiplies in bfloat16
+    assert torch.equal(unused, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8), (6, 6)])
+def test_orthogonalised_matrices_keep_their_directions(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / s.norm()
+    for _ in range(5):  # each singular value goes through the polynomial alone
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    expected = u @ torch.diag(s) @ v
+    torch.testing.assert_close(orthogonalise(matrix), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(orthogonalise(1e4 * matrix), orthogonalise(matrix))
+    assert orthogonalise(matrix.bfloat16()).dtype == torch.float32
+    assert torch.equal(orthogonalise(torch.zeros(shape)), torch.zeros(shape))
 
 
 # --- one step -------------------------------------------------------------------------
@@ -882,3 +932,76 @@ def test_damaged_checkpoints_change_nothing(tmp_path):
     assert fresh.step == 0
     for a, b in zip(states(fresh), unchanged, strict=True):
         assert torch.equal(a, b)
+
+
+# --- the figures carry the numbers of the cells beside them ---------------------------
+
+
+def figure(name: str) -> list[str]:
+    """Return the texts in a figure of the chapter, in the order of the file."""
+    svg = (COURSE / "ch05_pretraining" / "figures" / f"{name}.svg").read_text("utf-8")
+    return [unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def test_figure_of_the_cross_entropy_shows_the_cells_numbers():
+    logits = torch.tensor(
+        [[2.0, 0.5, 0.1, -1.0, 0.0], [0.0] * 5, [0.1, 3.0, 0.2, 0.0, -2.0]]
+    )
+    p = logits.softmax(dim=-1)
+    costs = -p[range(3), [0, 3, 4]].log()
+    numbers = [f"{x:.1f}".replace("-", "−") for x in logits[0].tolist()]
+    numbers += [f"{x:.2f}" for x in p[0].tolist()] + [f"{p[0, 0]:.3f}"]
+    numbers += [f"{x:.2f}" for x in (costs[0], *costs.tolist(), costs.mean())]
+    shown = figure("cross_entropy")
+    assert [text for text in shown if re.fullmatch(r"[−\d.]*\d", text)] == numbers
+    assert [t for t in shown if t in ("her", "Mia", "lost", "kite", ".")] == [
+        "her", "Mia", "lost", "kite", ".",
+    ]  # fmt: skip
+
+
+def first_tale() -> tuple[str, list[tuple[str, int]]]:
+    """Return the first tale of seed 0, and each choice's rule and number of options."""
+    uniform, made, told = random.Random(0).random, [], {}
+    rules = dict(RULES)
+
+    def tell(name: str) -> str:
+        key = name[0].lower() + name[1:]
+        if key not in told:
+            option = rules[key]
+            while isinstance(option, list):
+                made.append((key, len(option)))
+                option = option[int(uniform() * len(option))]
+            if isinstance(option, dict):
+                rules.update(option)
+                option = option.get("text", "")
+            told[key] = re.sub(r"\{(\w+)\}", lambda match: tell(match[1]), option)
+        text = told[key]
+        return text if key == name else text[:1].upper() + text[1:]
+
+    return tell("story"), made
+
+
+def test_figure_of_the_grammar_is_worked_out():
+    (tale,) = tales(0, 1)
+    text, made = first_tale()
+    assert text == tale.text and len(made) == 16
+    n_options = dict(made)
+    drawn = [n_options[r] for r in "boy home colour trait hello friends".split()]
+    shown = figure("story_grammar")
+    assert [t for t in shown if t.startswith("1 of ")] == [f"1 of {n}" for n in drawn]
+    assert [t for t in shown if t.startswith("p = ")] == [
+        f"p = {1 / n:.3f}" for n in drawn
+    ]
+    costs = [math.log(n) for n in drawn]
+    assert [t for t in shown if re.fullmatch(r"\d\.\d\d", t)] == [
+        f"{cost:.2f}" for cost in costs
+    ]
+    sample = "\n".join(tale.text for tale in tales(1, 3000))
+    tokenizer = BPETokenizer.train(sample, 2048, [END_OF_TEXT])
+    n_tokens = len(tokenizer.encode_ordinary(text)) + 1  # and the end
+    whole = -tale.log_prob
+    assert {
+        f"{sum(costs):.1f} nats", f"{whole - sum(costs):.1f}, ten others",
+        f"= {whole:.1f} nats", f"÷ {n_tokens} tokens",
+        f"{whole / n_tokens:.2f} per token",
+    } <= set(shown)  # fmt: skip

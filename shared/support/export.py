@@ -63,27 +63,30 @@ def find_notebooks(root: Path = COURSE) -> list[Path]:
     copies, and notebooks that say `**Exports:** nothing`.
     """
     found = [path for path in root.glob("ch*/*.ipynb") if NOTEBOOK.fullmatch(path.stem)]
-    found = [path for path in found if is_original(path) and exports(path)]
+    texts = {path: path.read_text("utf-8", errors="replace") for path in found}
+    found = [p for p, t in texts.items() if is_original(p, t) and exports(p, t)]
     return sorted(found, key=lambda p: (p.stem[:4], p.stem != p.parent.name, p))
 
 
-def is_original(path: Path) -> bool:
+def is_original(path: Path, text: str = "") -> bool:
     """Tell a notebook of the course from a copy of it, or in a copy of its folder.
 
     Its folder holds a notebook of the folder's own name, its name begins as that does,
-    and its last cell, if it checks a notebook, checks this one.
+    and its last cell, if it checks a notebook, checks this one. Who has read its `text`
+    hands it on.
     """
     main = path.with_name(f"{path.parent.name}.ipynb")
     names = re.fullmatch(r"(ch\d\d_)\w+/\1\w+", f"{main.stem}/{path.stem}")
     if not names or not main.is_file():
         return False
-    checked = LAST_CELL.findall(path.read_text("utf-8", errors="replace"))
+    checked = LAST_CELL.findall(text or path.read_text("utf-8", errors="replace"))
     return not checked or path.stem in checked
 
 
-def exports(path: Path) -> bool:
+def exports(path: Path, text: str = "") -> bool:
     """Tell whether a notebook exports a module: unless it says that it does not."""
-    return "**Exports:** nothing" not in path.read_text("utf-8", errors="replace")
+    text = text or path.read_text("utf-8", errors="replace")
+    return "**Exports:** nothing" not in text
 
 
 def topic_of(path: Path) -> str:
@@ -98,12 +101,11 @@ def topic_of(path: Path) -> str:
 # ---------------------------------------------------------------------- one module
 
 
-def read_cells(path: Path) -> tuple[str, list[tuple[str, str]]]:
+def read_cells(cells: list[dict]) -> tuple[str, list[tuple[str, str]]]:
     """Return a notebook's promise, and its code cells, each with its section's title.
 
     The promise is the `> ` line of the first cell, "" if that has none.
     """
-    cells = read_json(path)["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     promise = PROMISE.search(sources[0][1]) if sources else None
     section, code = "", []
@@ -115,9 +117,9 @@ def read_cells(path: Path) -> tuple[str, list[tuple[str, str]]]:
     return plain(promise[1]) if promise else "", code
 
 
-def directives_in_text(path: Path) -> Iterator[str]:
+def directives_in_text(cells: list[dict]) -> Iterator[str]:
     """Yield where a cell that is no code cell begins with a directive."""
-    for number, cell in enumerate(read_json(path)["cells"], 1):
+    for number, cell in enumerate(cells, 1):
         source = "".join(cell["source"])
         if cell["cell_type"] != "code" and LIKE_A_DIRECTIVE.match(source):
             first = source.strip().split("\n")[0]
@@ -218,24 +220,23 @@ def formatted(source: str) -> str:
     return source
 
 
-def module_text(path: Path, root: Path = COURSE) -> str:
-    """Return the text of the module that a notebook of the course exports.
+def module_text(path: Path, notebooks: list[Path]) -> str:
+    """Return the text of the module that a notebook exports, one of `notebooks`.
 
     It depends on the sources of the cells, and on the names of the notebooks. Raises
     ValueError, with a line for every reason, if the notebook cannot become a module.
     """
-    notebooks = find_notebooks(root)
     label = f"{path.parent.name}/{path.name}"
     if path not in notebooks:
         raise ValueError(f"{label}: only ch*/chNN_<topic>.ipynb exports a module")
     later = {f"shared.{topic_of(p)}" for p in notebooks[notebooks.index(path) :]}
-    promise, cells = read_cells(path)
+    promise, code = read_cells(cells := read_json(path)["cells"])
     refused = [] if promise else [f"{label}: the first cell has no `> ` line"]
-    refused += [f"{label}, {where}" for where in directives_in_text(path)]
+    refused += [f"{label}, {where}" for where in directives_in_text(cells)]
     known: set[str] = set()
     refused += [
         f"{label}, code cell {number}, line {line}: {reason}"
-        for number, (_, source) in enumerate(cells, 1)
+        for number, (_, source) in enumerate(code, 1)
         for line, reason in faults(source, later, known)
     ]
     if refused:
@@ -243,10 +244,10 @@ def module_text(path: Path, root: Path = COURSE) -> str:
     head = textwrap.fill(f'"""{promise}', 88, break_on_hyphens=False)
     head += f"\n\nGenerated from {label} by\n`{COMMAND}`; "
     head += 'edit the notebook, not this file.\n"""'
-    return formatted("\n\n".join([head, *assemble(cells)]))
+    return formatted("\n\n".join([head, *assemble(code)]))
 
 
-def write(path: Path, root: Path, check: bool) -> str:
+def write(path: Path, notebooks: list[Path], root: Path, check: bool) -> str:
     """Write the module of a notebook, as a whole or not at all; say what was done.
 
     With `check`, print what would change instead, and raise ValueError if anything
@@ -254,7 +255,7 @@ def write(path: Path, root: Path, check: bool) -> str:
     """
     name = f"shared/{topic_of(path)}.py"
     old = (root / name).read_text("utf-8") if (root / name).is_file() else ""
-    new = module_text(path, root)
+    new = module_text(path, notebooks)
     if new == old:
         return f"{name} is in step"
     if check:
@@ -345,17 +346,17 @@ def main(argv: list[str] | None = None, root: Path = COURSE) -> int:
     mode.add_argument("--clean", action="store_true", help="undo what editors add")
     args = parser.parse_args(argv)
     # Of two with the same name the original counts, so it comes last.
-    found = sorted(root.glob("ch*/*.ipynb"), key=is_original)
-    everywhere = {path.stem: path for path in found}
+    everywhere = {p.stem: p for p in sorted(root.glob("ch*/*.ipynb"), key=is_original)}
     problems = []
     # A name, or a path in whatever way it is written, means a notebook of the course.
-    names = args.names or find_notebooks(root)
+    found = find_notebooks(root)
+    names = args.names or found
     for stem in [Path(name).stem for name in names]:
         try:
             if stem not in everywhere:
                 raise ValueError(f"{stem}: the course has no such notebook")
             path = everywhere[stem]
-            done = clean(path) if args.clean else write(path, root, args.check)
+            done = clean(path) if args.clean else write(path, found, root, args.check)
             print(f"{stem}: {done}")
         except ValueError as error:
             problems.append(str(error))

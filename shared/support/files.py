@@ -175,6 +175,7 @@ def _described(model: nn.Module) -> dict[str, str]:
 def transformers_config(model: "Decoder", start: int, end: int) -> dict:
     """Return config.json for transformers; the ids begin and end a text or a turn."""
     from shared.gpt_model import GPTModel
+    from shared.pretrained_weights import LLAMA_JSON
 
     config: Any = model.config
     common = {
@@ -190,23 +191,14 @@ def transformers_config(model: "Decoder", start: int, end: int) -> dict:
             "n_embd": config.emb_dim, "n_head": config.n_heads,
             "n_layer": config.n_layers, "layer_norm_epsilon": 1e-5,
         }  # fmt: skip
-    return common | {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"],
-        "max_position_embeddings": config.context_length, "hidden_size": config.emb_dim,
-        "intermediate_size": config.hidden_dim, "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads, "num_hidden_layers": config.n_layers,
-        "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_base,
-    }  # fmt: skip
+    sizes = {theirs: getattr(config, ours) for ours, theirs in LLAMA_JSON.items()}
+    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    return common | kind | sizes
 
 
 def tokenizers_json(tokenizer: "BPETokenizer") -> dict:
     """Return tokenizer.json for Hugging Face's tokenizers, as a dictionary."""
-    from shared.tokenizer import gpt2_byte_of_character
-
-    character_of = {byte: char for char, byte in gpt2_byte_of_character().items()}
-
-    def visible(token: bytes) -> str:
-        return "".join(character_of[byte] for byte in token)
+    from shared.pretrained_weights import visible
 
     special = tokenizer.special_tokens
     ordinary = sorted(tokenizer.vocab.keys() - special.values())
@@ -232,8 +224,8 @@ def save_for_transformers(
 ) -> None:
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
 
-    (load_pretrained does not; it reads what save_model writes.) Raises ValueError if
-    the tokenizer has more ids than the model, and as require_plain does.
+    (Of ours, load_llama reads it, if it is a Llama's.) Raises ValueError if the
+    tokenizer has more ids than the model, and as require_plain does.
     """
     from shared.pretrained_weights import CHATML, end_token, to_gpt2, to_llama
 
@@ -270,12 +262,14 @@ def save_for_transformers(
 
 
 def refuse_gguf_settings(settings: dict, head_dim: int, known: set[str]) -> None:
-    """Raise ValueError for a setting of a Llama file that would change the arithmetic.
+    """Raise ValueError for a setting of a model that would change the arithmetic.
 
-    `known` are the settings (without "llama.") that the reader has taken. Any other
-    must be off (0, False, empty), or have a value that changes nothing in llama.cpp.
+    `known` are the settings (without "llama." or "gpt2.") that the reader has taken.
+    Any other must be off (0, False, empty), or have a value that changes nothing in
+    llama.cpp.
     """
-    float32_scale = torch.tensor(head_dim**-0.5).item()
+    prefix = settings["general.architecture"] + "."
+    float32_scale, float32_eps = torch.tensor([head_dim**-0.5, 1e-5]).tolist()
     harmless: dict[str, tuple] = {
         "attention.key_length": (head_dim,), "attention.value_length": (head_dim,),
         "rope.dimension_count": (head_dim,), "attention.scale": (0, float32_scale),
@@ -284,13 +278,14 @@ def refuse_gguf_settings(settings: dict, head_dim: int, known: set[str]) -> None
         "rope.scaling.factor": (0, 1), "rope.scale_linear": (0, 1),
         "rope.scaling.yarn_attn_factor": (1,),
         "embedding_scale": (0, 1), "logit_scale": (0, 1), "residual_scale": (0, 1),
+        "attention.layer_norm_epsilon": (float32_eps,),
     }  # fmt: skip
     # What only YaRN reads, which is refused as a type
     idle = r"rope\.scaling\.(yarn_(?!attn).+|original_context_length|finetuned)"
-    if settings.get("llama.rope.scaling.type") == "none":
+    if settings.get(prefix + "rope.scaling.type") == "none":
         idle += r"|rope\.scaling\.factor|rope\.scale_linear"
     for key, value in settings.items():
-        name = key.removeprefix("llama.")
+        name = key.removeprefix(prefix)
         if name == key or name in known or re.fullmatch(idle, name):
             continue
         if value not in harmless.get(name, (0, "", [])):
