@@ -3,13 +3,15 @@
     python ch07_instruction/reasoning_runs.py [FILE]
 
 Each run starts from sums_gpt/, as in ch07_reasoning.ipynb, with questions and draws of
-its own; a fourth run has a learning rate that is too large. Every tenth step it answers
-the 300 test questions greedily. Takes about a minute a run on one CPU core. Runs that
-the file has already are left out, so that one may stop and go on.
+its own; a fourth run has the loss of Dr. GRPO, a fifth a learning rate that is too
+large. Every tenth step a model answers the 300 test questions greedily. Takes about a
+minute a run on one CPU core. Runs that the file has already are left out, so that one
+may stop and go on.
 """
 
 import csv
 import sys
+from functools import partial
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
@@ -29,7 +31,8 @@ from shared.support import write_whole
 HERE = Path(__file__).resolve().parent
 STEPS, GROUPS, SIZE, TOKENS = 60, 16, 8, 44
 RATE, TOO_LARGE = 5e-5, 1e-3  # the first chosen on validation questions
-RUNS = [(RATE, 1), (RATE, 2), (RATE, 3), (TOO_LARGE, 1)]
+RUNS = [(RATE, "GRPO", seed) for seed in (1, 2, 3)]
+RUNS += [(RATE, "Dr. GRPO", 1), (TOO_LARGE, "GRPO", 1)]
 TEST = draw_sums(300, "test", 0)
 HASH = sha256("\n".join(TEST).encode()).hexdigest()[:16]
 
@@ -40,7 +43,7 @@ def mean(values) -> float:
     return round(sum(values) / len(values), 4)
 
 
-def run(rate: float, seed: int) -> list[dict]:
+def run(rate: float, loss: str, seed: int) -> list[dict]:
     """Train once; return a row for every tenth step."""
     torch.manual_seed(seed)
     model, tokenizer = load_model(HERE / "sums_gpt")
@@ -58,7 +61,7 @@ def run(rate: float, seed: int) -> list[dict]:
         recent = log[-10:]
         drawn = [text for entry in recent for text in entry["texts"]]
         rewards = [r for entry in recent for r in entry["rewards"].flatten().tolist()]
-        row: dict = {"rate": rate, "seed": seed, "step": step}
+        row: dict = {"rate": rate, "loss": loss, "seed": seed, "step": step}
         row["greedy"] = round(100 * mean(map(checked_sum, TEST, texts)), 1)
         row["reward"] = mean(rewards) if drawn else ""
         row["written"] = mean("=" in text for text in drawn) if drawn else ""
@@ -75,10 +78,13 @@ def run(rate: float, seed: int) -> list[dict]:
         log,
         encode=encode,
         size=SIZE,
+        scale=loss == "GRPO",
         max_new_tokens=TOKENS,
     )
     config = TrainConfig(STEPS, rate, weight_decay=0.0)
-    for record in train(Trainer(model, config, policy_loss), batches, progress=False):
+    per = "answer" if loss == "GRPO" else TOKENS
+    trainer = Trainer(model, config, partial(policy_loss, per=per))
+    for record in train(trainer, batches, progress=False):
         if record["step"] % 10 == 0:
             note(record["step"])
     return rows
@@ -90,10 +96,10 @@ def main() -> None:
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-    done = {(float(row["rate"]), int(row["seed"])) for row in rows}
-    for rate, seed in RUNS:
-        if (rate, seed) not in done:
-            rows += run(rate, seed)
+    done = {(float(row["rate"]), row["loss"], int(row["seed"])) for row in rows}
+    for chosen in RUNS:
+        if chosen not in done:
+            rows += run(*chosen)
             table = StringIO()
             writer = csv.DictWriter(table, fieldnames=rows[0], lineterminator="\n")
             writer.writeheader()

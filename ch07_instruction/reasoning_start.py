@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from shared.gpt_model import GPTConfig, GPTModel
+from shared.instruction import collate
 from shared.pretrained_weights import end_token
 from shared.pretraining import TrainConfig, Trainer, save_model, train
-from shared.reasoning import answer_batch, draw_sums, worked_sum
+from shared.reasoning import draw_sums, worked_sum
 from shared.tokenizer import BPETokenizer
 
 FOLDER = Path(__file__).resolve().parent / "sums_gpt"
@@ -41,7 +42,7 @@ def examples(seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             texts = [worked_sum(question, write) for question in part]
             prompts = [TOKENIZER.encode_ordinary(question) for question in part]
             answers = [[*TOKENIZER.encode_ordinary(text), end] for text in texts]
-            yield answer_batch(prompts, answers)
+            yield collate(list(zip(prompts, answers, strict=True)))
 
 
 def main() -> None:

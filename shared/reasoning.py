@@ -8,24 +8,23 @@ Generated from ch07_instruction/ch07_reasoning.ipynb by
 
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
-from math import comb
 
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from shared.gpt_model import Decoder
+from shared.instruction import collate
 from shared.pretrained_weights import end_token
 from shared.pretraining import IGNORE, generate
 from shared.support.modules import evaluating, precise
 from shared.text_data import Tokenizer
 
 __all__ = [
-    "checked_sum", "sample_groups", "pass_at_k", "majority", "group_advantages",
-    "token_log_probs", "policy_loss", "group_batches",
+    "checked_sum", "sample_groups", "group_advantages", "token_log_probs",
+    "policy_loss", "group_batches",
 ]  # fmt: skip
 
 
@@ -90,38 +89,15 @@ def sample_groups(
     end = end_token(tokenizer)
     rows = [prompt for prompt in prompts for _ in range(size)]
     padded = pad_sequence([torch.tensor(row) for row in rows], True, end, "left")
-    pad_left = torch.tensor([padded.shape[1] - len(row) for row in rows])
-    sampling = {"temperature": 1.0, "stop_token": end} | sampling
-    sampling["pad_left"] = pad_left.to(model.device)
+    n_prompt = padded.shape[1]
+    pad_left = torch.tensor([n_prompt - len(row) for row in rows]).to(model.device)
+    sampling = {"temperature": 1.0, "stop_token": end, "pad_left": pad_left} | sampling
     longer = generate(model, padded.to(model.device), **sampling)
-    answers = longer[:, padded.shape[1] :].tolist()
+    answers = longer[:, n_prompt:].tolist()
     answers = [a[: a.index(end) + 1] if end in a else a for a in answers]
     texts = [tokenizer.decode([i for i in a if i != end]) for a in answers]
-    token_ids, targets = answer_batch(rows, answers)
+    token_ids, targets = collate(list(zip(rows, answers, strict=True)))
     return token_ids.to(model.device), targets.to(model.device), texts
-
-
-def answer_batch(prompts: list, answers: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and targets (N, T) of lists of ids; only answers count."""
-    both = list(zip(prompts, answers, strict=True))
-    rows = [torch.tensor(p + a) for p, a in both]
-    targets = [torch.tensor([IGNORE] * (len(p) - 1) + a) for p, a in both]
-    return pad_sequence(rows, True)[:, :-1], pad_sequence(targets, True, IGNORE)
-
-
-def pass_at_k(right: torch.Tensor, k: int) -> float:
-    """Return how often at least one of k answers is right, from (Q, N) of 0 and 1.
-
-    Unbiased: over all ways to choose k of the N answers (Chen et al., 2021).
-    """
-    n = right.shape[1]
-    missed = [comb(n - int(c), k) / comb(n, k) for c in right.sum(dim=1)]
-    return 1 - sum(missed) / len(missed)
-
-
-def majority(answers: list[str]) -> int | None:
-    """Return the commonest last number of some answers (Wang et al., 2022)."""
-    return Counter(map(final_number, answers)).most_common(1)[0][0]
 
 
 # Section 7.15: From REINFORCE to GRPO
@@ -167,9 +143,8 @@ def policy_loss(
     """
     new = token_log_probs(model, token_ids, targets)
     ratio = (new - (new.detach() if old is None else old)).exp()
-    gains = advantages[:, None] * ratio
-    bounded = advantages[:, None] * ratio.clamp(1 - clip[0], 1 + clip[1])
-    gains = torch.minimum(gains, bounded)
+    bounded = ratio.clamp(1 - clip[0], 1 + clip[1])
+    gains = torch.minimum(advantages[:, None] * ratio, advantages[:, None] * bounded)
     if reference is not None:
         less = reference - new
         gains = gains - beta * (less.exp() - less - 1)
@@ -187,7 +162,6 @@ def group_batches(
     steps: Iterable[list[str]],
     reward: Callable[[str, str], float],
     log: list[dict],
-    *,
     encode: Callable[[str], list[int]],
     size: int = 8,
     reuse: int = 1,
@@ -213,5 +187,4 @@ def group_batches(
             with torch.no_grad(), evaluating(model):
                 batch.append(token_log_probs(model, *ids))
                 batch += [reference(model, *ids)] if reference else []
-        for _ in range(reuse):
-            yield tuple(batch)
+        yield from reuse * [tuple(batch)]
