@@ -13,7 +13,6 @@ from hashlib import sha256
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from shared.gpt_model import Decoder
 from shared.instruction import collate
@@ -88,11 +87,12 @@ def sample_groups(
     """
     end = end_token(tokenizer)
     rows = [prompt for prompt in prompts for _ in range(size)]
-    padded = pad_sequence([torch.tensor(row) for row in rows], True, end, "left")
-    n_prompt = padded.shape[1]
-    pad_left = torch.tensor([n_prompt - len(row) for row in rows]).to(model.device)
-    sampling = {"temperature": 1.0, "stop_token": end, "pad_left": pad_left} | sampling
-    longer = generate(model, padded.to(model.device), **sampling)
+    n_prompt = max(map(len, rows))
+    padding = [n_prompt - len(row) for row in rows]
+    padded = [[end] * n + row for n, row in zip(padding, rows, strict=True)]
+    token_ids, pad_left = (torch.tensor(x).to(model.device) for x in (padded, padding))
+    sampling.setdefault("temperature", 1.0)
+    longer = generate(model, token_ids, stop_token=end, pad_left=pad_left, **sampling)
     answers = longer[:, n_prompt:].tolist()
     answers = [a[: a.index(end) + 1] if end in a else a for a in answers]
     texts = [tokenizer.decode([i for i in a if i != end]) for a in answers]
