@@ -4,6 +4,7 @@
     python ch07_instruction/chat.py --adapter ch07_instruction/adapter
     python ch07_instruction/chat.py --model runs/my_model --temperature 0.7
     python ch07_instruction/chat.py --web --adapter ch07_instruction/adapter
+    python ch07_instruction/chat.py --eight-bits
 
 Each piece of an answer is shown as it is generated. An empty message, Ctrl-D or Ctrl-C
 ends the conversation. What cannot be loaded is named, and the exit status is then 1.
@@ -11,6 +12,10 @@ ends the conversation. What cannot be loaded is named, and the exit status is th
 With --web, a page on this machine lets you choose between the model and each adapter,
 and programs that speak OpenAI's interface can ask at the address /v1 beside it (see
 server.py). Ctrl-C ends it.
+
+With --eight-bits, the model takes a third of the memory, and writes faster where the
+CPU has what chapter 5's quantize needs. On this course's questions it then gives fewer
+right answers, so that is not the default: see tests/benchmarks/bench_eight_bits.py.
 """
 
 import argparse
@@ -21,8 +26,9 @@ from functools import partial
 
 from server import serve
 
-from shared.lora import load_adapter
+from shared.lora import load_adapter, merge_lora
 from shared.pretrained_weights import Conversation, load_pretrained
+from shared.quantization import quantize
 from shared.support.course import get_device
 
 
@@ -56,6 +62,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="T",
         help="0, the default, takes the likeliest token each time",
     )
+    parser.add_argument(
+        "--eight-bits", action="store_true", help="a smaller, faster, worse model"
+    )
     parser.add_argument("--web", action="store_true", help="serve a page, on loopback")
     parser.add_argument(
         "--port", type=int, default=0, help="of the page; 0, the default, is a free one"
@@ -66,15 +75,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return settings
 
 
-def start(name: str, adapter: str | None = None) -> Conversation:
+def start(
+    name: str, adapter: str | None = None, eight_bits: bool = False
+) -> Conversation:
     """Return a new conversation with a model, by name, and maybe an adapter on it.
 
+    With eight_bits, the adapter is merged and the model quantized, and on the CPU.
     Raises ValueError, OSError or RuntimeError (a failed download) if one of them cannot
     be loaded, or the model is none for conversations.
     """
     model, tokenizer = load_pretrained(name)
     if adapter:
         load_adapter(model, adapter)
+    if eight_bits:
+        merge_lora(model)
+        return Conversation(quantize(model), tokenizer)
     return Conversation(model.to(get_device()), tokenizer)
 
 
@@ -97,13 +112,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program; return its exit status."""
     settings = parse(argv)
     name, adapters = settings.model, settings.adapter or []
+    begin = partial(start, name, eight_bits=settings.eight_bits)
     try:
         if settings.web:
-            choices = {f"{name} + {a}": partial(start, name, a) for a in adapters}
-            choices[name] = partial(start, name)
+            choices = {f"{name} + {a}": partial(begin, a) for a in adapters}
+            choices[name] = begin
             asyncio.run(serve(choices, settings.port, announce))
         else:
-            talk(start(name, *adapters), settings.temperature)
+            talk(begin(*adapters), settings.temperature)
     except (EOFError, KeyboardInterrupt):
         print()
     except (ValueError, OSError, RuntimeError) as problem:

@@ -12,9 +12,16 @@ import pytest
 import torch
 from conftest import CHAT_LLAMA, TOKENIZER, build, shaken
 
-from shared.lora import apply_lora, load_adapter, lora_layers, save_adapter
+from shared.lora import (
+    apply_lora,
+    load_adapter,
+    lora_layers,
+    merge_lora,
+    save_adapter,
+)
 from shared.pretrained_weights import Conversation
 from shared.pretraining import save_model
+from shared.quantization import QuantizedLinear, quantize
 from shared.support import COURSE
 from shared.text_data import END_OF_TEXT
 from shared.tokenizer import BPETokenizer
@@ -77,6 +84,16 @@ def test_a_conversation(folders, monkeypatch, capsys, with_adapter):
 def test_the_adapter_of_these_tests_matters(folders):
     tuned = load_adapter(model(), folders["adapter"])
     assert answer(tuned, "a prize") != answer(model(), "a prize")
+
+
+def test_a_conversation_in_eight_bits(folders, monkeypatch, capsys):
+    expected = quantize(merge_lora(load_adapter(model(), folders["adapter"])))
+    begun = []
+    monkeypatch.setattr(chat, "talk", lambda talking, _: begun.append(talking))
+    arguments = ["--model", folders["model"], "--adapter", folders["adapter"]]
+    assert chat.main([*arguments, "--eight-bits"]) == 0
+    assert isinstance(begun[0].model.out_head, QuantizedLinear)
+    assert ["".join(begun[0].reply("a prize"))] == answer(expected, "a prize")
 
 
 def test_each_piece_is_shown_at_once(folders, monkeypatch, capsys):
