@@ -410,7 +410,7 @@ def test_the_explorer_shows_each_answer_with_its_reward():
     texts = ["1+2=3,3+4=7>7", "<b>8", ">9", ""]
     page = Page(explore_samples(["1+2+4=", "9="], texts, rewards))
     assert page.rows == [
-        ["", "1", "2"], ["1+2+4=", "1+2=3,3+4…", "<b>8"], ["9=", ">9", ""]
+        ["", "1", "2"], ["1+2+4=", "1+2=3,3…", "<b>8"], ["9=", ">9", ""]
     ]  # fmt: skip
     assert page.told == [
         "reward 1: 1+2=3,3+4=7>7", "reward 0: <b>8", "reward 0.5: >9", "reward 0: "

@@ -192,7 +192,7 @@ def explore_samples(questions: Any, texts: Sequence[str], rewards: Any) -> Explo
         cells = []
         for reward in group:
             text = visible(next(answers))
-            short = text[:9] + "…" * (len(text) > 9)
+            short = text[:7] + "…" * (len(text) > 7)
             cells.append((short, f"reward {reward:.3g}: {text}", reward / 2, BLUE))
         rows.append((visible(question), cells))
     names = [str(n + 1) for n in range(len(groups[0]))]
