@@ -1,4 +1,4 @@
-"""Things to touch in a notebook: tokens, merges, attention, a model block by block.
+"""Things to touch in a notebook: tokens, merges, attention, models, sampled answers.
 
 Each is a plain HTML table that says it all where no script runs (in JupyterLab before a
 notebook is trusted, or on a web page of code); explore.js beside this file adds motion.
@@ -179,3 +179,22 @@ def explore_model(model: Any, token_ids: Any, tokenizer: Any) -> Explorer:
         rows.append((stage, cells))
     caption = f"{len(names)} tokens, {len(rows) - 1} blocks"
     return Explorer("model", caption, rows, names)
+
+
+def explore_samples(questions: Any, texts: Sequence[str], rewards: Any) -> Explorer:
+    """Show some answers to each question, neighbours in `texts`: the bluer, the better.
+
+    `rewards` (G, S), from 0 to 1, has a row for each question.
+    """
+    rows, groups = [], torch.as_tensor(rewards).tolist()
+    answers = iter(texts)
+    for question, group in zip(questions, groups, strict=True):
+        cells = []
+        for reward in group:
+            text = visible(next(answers))
+            short = text[:7] + "…" * (len(text) > 7)
+            cells.append((short, f"reward {reward:.3g}: {text}", reward / 2, BLUE))
+        rows.append((visible(question), cells))
+    names = [str(n + 1) for n in range(len(groups[0]))]
+    caption = f"{len(rows)} questions, {len(names)} answers to each"
+    return Explorer("samples", caption, rows, names)
