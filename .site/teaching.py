@@ -37,6 +37,10 @@ FOLD = re.compile(
     r"<details><summary>Solution (\S+)</summary>\s*```python\n(.*?)```\s*</details>\s*",
     re.DOTALL,
 )
+QUESTION = re.compile(
+    r"^\d\. (.+?)\s*<details><summary>Compare</summary>(.*?)</details>",
+    re.DOTALL | re.MULTILINE,
+)
 Row = dict[str, str]
 
 
@@ -194,6 +198,22 @@ def mark(
 # --- quizzes --------------------------------------------------------------------------
 
 
+def questions(notebook: Path) -> list[tuple[str, str]]:
+    """Return the questions that end a chapter, each with what its fold says."""
+    section = prose(notebook).partition("## Five questions\n")[2].partition("\n## ")[0]
+    return [(" ".join(q.split()), a.strip()) for q, a in QUESTION.findall(section)]
+
+
+def gift(notebook: Path) -> str:
+    """Return them in Moodle's GIFT format: to answer in words, the fold as feedback."""
+    blocks = []
+    for n, pair in enumerate(questions(notebook), 1):
+        question, answer = (re.sub(r"([~=#{}:\\])", r"\\\1", text) for text in pair)
+        title = f"{notebook.stem} {n}"
+        blocks.append(f"::{title}:: [markdown]{question} {{####{answer}}}\n")
+    return "\n".join(blocks)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -202,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--table", action="store_true", help="print a CSV table")
     parser.add_argument("--nbgrader", metavar="FOLDER", type=Path, help="write sources")
+    parser.add_argument("--gift", action="store_true", help="print the quizzes")
     parser.add_argument("--rows", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     paths = options.notebooks or exercise_notebooks()
@@ -213,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         table(paths)
     elif options.nbgrader:
         print(*(for_nbgrader(path, options.nbgrader) for path in paths), sep="\n")
+    elif options.gift:
+        mains = [path / f"{path.name}.ipynb" for path in sorted(COURSE.glob("ch??_*"))]
+        print(*map(gift, options.notebooks or filter(Path.is_file, mains)), sep="\n")
     else:
         parser.error("what shall be done?")
 

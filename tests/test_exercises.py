@@ -408,3 +408,15 @@ def test_tables_of_a_class_and_sources_for_nbgrader(tmp_path, capsys):
     assert marked["check-3-9a"].source == 'assert check("3.9a", padding_mask)'
     assert "<summary>Solution" not in teaching.prose(written)
     assert (written.parent / "ch03_checks.py").is_file()
+
+
+def test_quizzes_for_moodle(tmp_path, capsys):
+    fold = "<details><summary>Compare</summary>"
+    text = f"## Five questions\n\n1. What is {{K}}?\n   {fold}K = 4.</details>\n"
+    cell = nbformat.v4.new_markdown_cell(text + "\n## Summary\n\n1. No.")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "q.ipynb")
+    teaching.main(["--gift", str(tmp_path / "q.ipynb")])
+    block = "::q 1:: [markdown]What is \\{K\\}? {####K \\= 4.}"
+    assert capsys.readouterr().out.strip() == block
+    for folder in COURSE.glob("ch??_*"):
+        assert len(teaching.questions(folder / f"{folder.name}.ipynb")) in (0, 5)
