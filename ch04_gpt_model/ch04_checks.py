@@ -132,7 +132,7 @@ def smallest_first(latents=1, window=1024, heads=32) -> list[str]:
 
 ORDER = Exercise(
     "4.3",
-    "whose cache is smallest?",
+    "five caches in order",
     smallest_first(),
     notice="Numbers a token in a layer: 256, 576, 1,024 (on average), 2,048, 8,192.",
     mistakes=[

@@ -614,7 +614,7 @@ def best_of(beams, n_prompt, worth=truediv):
 
 BEST = Exercise(
     "5.9c",
-    "a decoder: which text is best?",
+    "a decoder: the best text",
     best_of,
     cases={
         "after a prompt of 2 tokens": ([([7, 7, 1], -0.5), ([7, 7, 1, 2], -0.8)], 2),
