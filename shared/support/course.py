@@ -4,13 +4,14 @@ import os
 import random
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
-from cycler import cycler
+from matplotlib import style
 from matplotlib.backends import BackendFilter, backend_registry
 
 # Okabe-Ito colours, which stay apart for colour-blind readers, and a grey; one meaning
@@ -49,13 +50,7 @@ def use_course_style() -> None:
     writers = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
     if hasattr(shell, "kernel") and backend in writers:
         shell.run_line_magic("matplotlib", "inline")
-    mpl.rcParams.update({
-        "figure.figsize": (7.6, 3.6), "figure.dpi": 144, "figure.facecolor": "white",
-        "axes.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e5e5e5",
-        "axes.titlesize": 11, "axes.prop_cycle": cycler(color=list(COLORS.values())),
-        "font.family": "sans-serif", "font.size": 9.5, "image.cmap": "cividis",
-    })  # fmt: skip
+    style.use(Path(__file__).with_name("course.mplstyle"))
 
 
 def show(

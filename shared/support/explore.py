@@ -186,15 +186,14 @@ def explore_samples(questions: Any, texts: Sequence[str], rewards: Any) -> Explo
 
     `rewards` (G, S), from 0 to 1, has a row for each question.
     """
-    rows, groups = [], torch.as_tensor(rewards).tolist()
-    answers = iter(texts)
-    for question, group in zip(questions, groups, strict=True):
-        cells = []
-        for reward in group:
-            text = visible(next(answers))
-            short = text[:7] + "…" * (len(text) > 7)
-            cells.append((short, f"reward {reward:.3g}: {text}", reward / 2, BLUE))
+    rows, answers = [], map(visible, texts)
+    for question, group in zip(questions, rewards, strict=True):
+        told = [(next(answers), float(reward)) for reward in group]
+        cells = [
+            (t[:7] + "…" * (len(t) > 7), f"reward {r:.3g}: {t}", r / 2, BLUE)
+            for t, r in told
+        ]
         rows.append((visible(question), cells))
-    names = [str(n + 1) for n in range(len(groups[0]))]
+    names = [str(n + 1) for n in range(len(cells))]
     caption = f"{len(rows)} questions, {len(names)} answers to each"
     return Explorer("samples", caption, rows, names)

@@ -103,9 +103,9 @@ def set_weights(model: nn.Module, weights: Tensors, *, assign: bool = False) -> 
     if wrong:
         raise ValueError(f"the weights do not fit the model: {'; '.join(wrong)}")
     model.load_state_dict(weights, strict=False, assign=assign)
-    tie = getattr(model, "tie", None)
-    if assign and tie is not None:
-        tie()  # a matrix that is used twice was handed in once
+    if assign and hasattr(model, "tie"):
+        # A matrix that is used twice was handed in once.
+        model.tie()  # type: ignore[operator]
 
 
 def save_trained(
@@ -166,6 +166,8 @@ def _described(model: nn.Module) -> dict[str, str]:
 
 # --- GGUF ----------------------------------------------------------------------------
 
+HARMLESS = Path(__file__).with_name("harmless_gguf.json")
+
 
 def refuse_gguf_settings(settings: dict, head_dim: int, known: set[str]) -> None:
     """Raise ValueError for a setting of a model that would change the arithmetic.
@@ -175,17 +177,11 @@ def refuse_gguf_settings(settings: dict, head_dim: int, known: set[str]) -> None
     llama.cpp.
     """
     prefix = settings["general.architecture"] + "."
-    float32_scale, float32_eps = torch.tensor([head_dim**-0.5, 1e-5]).tolist()
-    harmless: dict[str, tuple] = {
-        "attention.key_length": (head_dim,), "attention.value_length": (head_dim,),
-        "rope.dimension_count": (head_dim,), "attention.scale": (0, float32_scale),
-        "attention.causal": (True,), "tensor_data_layout": ("Meta AI original pth",),
-        "rope.scaling.type": ("none", "linear"), "rope.scaling.attn_factor": (1,),
-        "rope.scaling.factor": (0, 1), "rope.scale_linear": (0, 1),
-        "rope.scaling.yarn_attn_factor": (1,),
-        "embedding_scale": (0, 1), "logit_scale": (0, 1), "residual_scale": (0, 1),
-        "attention.layer_norm_epsilon": (float32_eps,),
-    }  # fmt: skip
+    # As float32, in which a file keeps them
+    scale, eps = torch.tensor([head_dim**-0.5, 1e-5]).tolist()
+    lengths = ["attention.key_length", "attention.value_length", "rope.dimension_count"]
+    own = {"attention.scale": [0, scale], "attention.layer_norm_epsilon": [eps]}
+    harmless = read_json(HARMLESS) | own | dict.fromkeys(lengths, [head_dim])
     # What only YaRN reads, which is refused as a type
     idle = r"rope\.scaling\.(yarn_(?!attn).+|original_context_length|finetuned)"
     if settings.get(prefix + "rope.scaling.type") == "none":
