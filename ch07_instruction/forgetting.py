@@ -44,6 +44,7 @@ RUNS: list[tuple[str, int | str]] = [
     ("as in the notebook", 2),
     ("rehearsal", 123),
     ("rehearsal", 1),
+    ("rehearsal", 2),
     ("a third of the rate", 123),
     ("all conversations, 204 steps", 123),
 ]
