@@ -142,3 +142,11 @@ def test_what_was_learned_and_forgotten_adds_up():
     right = table["closed right"] + table["talks right"]
     assert list(right - right[0]) == list(table["learned"] - table["forgotten"])
     assert (table["closed right"] <= 100).all() and (table["talks right"] <= 30).all()
+
+
+def test_the_study_of_forgetting_tunes_as_the_notebook_does():
+    folder = ROOT / "ch07_instruction"
+    notebook = (folder / "ch07_instruction.ipynb").read_text("utf-8")
+    study = (folder / "forgetting.py").read_text("utf-8")
+    assert "N_STEPS, RANK, RATE = 100, 16, 1e-3" in notebook
+    assert "RANK, RATE, N_STEPS = 16, 1e-3, 100" in study
