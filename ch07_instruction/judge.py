@@ -173,7 +173,9 @@ def judge_known_answers(judge: openai.OpenAI, per_kind: int = 2) -> dict[str, An
             asked = request(fields, answer)
             reply = judge.chat.completions.create(**asked, max_tokens=60)
             said = reply.choices[0].message.content
-            replies.append({**fields, "answer": answer, "right": is_right, "reply": said})
+            replies.append(
+                {**fields, "answer": answer, "right": is_right, "reply": said}
+            )
             print(read_score(said), answer, sep="  ", flush=True)
     return {"model": asked["model"], "replies": replies}
 

@@ -44,7 +44,9 @@ def smaller(folder: Path, rank: int, target: Path) -> None:
     stored, settings = read_trained(folder)
     kept = {}
     scale = settings["alpha"] / settings["rank"]
-    for name in sorted({name.removesuffix(".A") for name in stored if name[-2:] == ".A"}):
+    for name in sorted(
+        {name.removesuffix(".A") for name in stored if name[-2:] == ".A"}
+    ):
         product = scale * stored[f"{name}.B"] @ stored[f"{name}.A"]
         U, S, V = torch.svd_lowrank(product, settings["rank"], niter=4)
         root = S[:rank].sqrt()
@@ -98,7 +100,9 @@ def sample(
 def pair(answers: list[str | None], entry: dict) -> dict | None:
     """Return the chosen and the rejected of some answers, None where there are none."""
     ended = [answer for answer in answers if answer]
-    right = sorted((a for a in ended if is_right(a, entry)), key=lambda a: len(a.split()))
+    right = sorted(
+        (a for a in ended if is_right(a, entry)), key=lambda a: len(a.split())
+    )
     wrong = [answer for answer in ended if not is_right(answer, entry)]
     if not right:
         return None
@@ -119,7 +123,9 @@ def main() -> None:
     model = merge_lora(load_adapter(model, HERE / "tuned"))
     model.to(get_device(), torch.bfloat16)  # half the memory, and quicker
     entries = []
-    checked = [e for e in load_conversations() if "accepted" in e and len(e["turns"]) == 2]
+    checked = [
+        e for e in load_conversations() if "accepted" in e and len(e["turns"]) == 2
+    ]
     for split, most in N_QUESTIONS.items():
         for kind in sorted({e["kind"] for e in checked}):
             some = [e for e in checked if (e["split"], e["kind"]) == (split, kind)]
@@ -129,7 +135,9 @@ def main() -> None:
     for said, entry in zip(answers, entries, strict=True):
         if found := pair(said, entry):
             about = {"kind": entry["kind"], "split": entry["split"]}
-            pairs.append({"prompt": entry["turns"][0], **found, **about, "adapter": name[:12]})
+            pairs.append(
+                {"prompt": entry["turns"][0], **found, **about, "adapter": name[:12]}
+            )
     lines = ",\n".join(json.dumps(one, ensure_ascii=False) for one in pairs)
     write_whole(HERE / "preferences.json", f"[\n{lines}\n]\n")
     print(len(pairs), "pairs")

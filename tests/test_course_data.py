@@ -73,7 +73,7 @@ def test_openings_vary(name):
 
 
 def test_preferences_are_the_models_own_words():
-    """Two answers to a checked question of the same split; chosen is right and short."""
+    """Two answers to a checked question of its split; chosen is right and short."""
     asked = {e["turns"][0]: e for e in conversations() if "accepted" in e}
     pairs = preferences()
     assert len({pair["prompt"] for pair in pairs}) == len(pairs)
