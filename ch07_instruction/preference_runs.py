@@ -68,6 +68,8 @@ class Study:
             if e["split"] == "test" and "accepted" in e and len(e["turns"]) == 2
         ]
         self.reference = self.measured(self.test)
+        said = self.measured(self.train).T  # (N, 2)
+        self.says_of = dict(zip(map(id, self.train), said, strict=True))
         self.before, self.words, self.says = self.answers()
 
     def autocast(self) -> torch.autocast:
@@ -100,7 +102,10 @@ class Study:
         model = load_adapter(self.model, HERE / "tuned")
         set_seed(seed)
         groups = length_batches(self.train, 4, torch.Generator().manual_seed(seed))
-        batches = [(*collate_pairs(g), self.measured(g)) for g in groups]
+        batches = [
+            (*collate_pairs(g), torch.stack([self.says_of[id(e)] for e in g], dim=1))
+            for g in groups
+        ]
         config = TrainConfig(
             len(batches), rate, warmup_steps=5, weight_decay=0.0, bfloat16=True
         )
