@@ -16,7 +16,7 @@ With LLM_COURSE_JUDGE set,
     python ch07_instruction/judge.py
 
 does that, and writes what the judge said to judged.json, which ch07_preference.ipynb
-shows: two closed test questions of each kind, once with a right answer, once with one
+shows: a closed test question of each kind, once with a right answer, once with one
 that is nearly right. The file that comes with the course was written by SmolLM2 itself,
 served by `python ch07_instruction/chat.py --web`, with smollm2-135m as the model there.
 """
@@ -155,7 +155,7 @@ def ask_judge(judge: openai.OpenAI, entry: dict[str, Any], answer: str) -> int |
     return None
 
 
-def judge_known_answers(judge: openai.OpenAI, per_kind: int = 2) -> dict[str, Any]:
+def judge_known_answers(judge: openai.OpenAI, per_kind: int = 1) -> dict[str, Any]:
     """Return what a judge says of right and nearly right answers to test questions."""
     tested = [
         e
@@ -171,7 +171,7 @@ def judge_known_answers(judge: openai.OpenAI, per_kind: int = 2) -> dict[str, An
         fields = {"instruction": question, "input": "", "output": right}
         for is_right, answer in ((True, right), (False, entry["near_miss"])):
             asked = request(fields, answer)
-            reply = judge.chat.completions.create(**asked, max_tokens=60)
+            reply = judge.chat.completions.create(**asked, max_tokens=20)
             said = reply.choices[0].message.content
             replies.append(
                 {**fields, "answer": answer, "right": is_right, "reply": said}
@@ -185,7 +185,11 @@ def main() -> int:
     if not (judge := make_judge()):
         print("error: LLM_COURSE_JUDGE is not set", file=sys.stderr)
         return 1
-    judged = judge_known_answers(judge)
+    try:
+        judged = judge_known_answers(judge)
+    except openai.OpenAIError as error:
+        print(f"error: no reply from {judge.base_url}: {error}", file=sys.stderr)
+        return 1
     text = json.dumps(judged, indent=1, ensure_ascii=False)
     write_whole(Path(__file__).with_name("judged.json"), text + "\n")
     return 0

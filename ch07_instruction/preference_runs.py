@@ -3,7 +3,7 @@
     python ch07_instruction/preference_runs.py
 
 The notebook ch07_preference.ipynb trains once and shows the file. Here the same is done
-with three rates, the middle one of them with three seeds. The columns: the share of
+with three rates, the middle one with three seeds. The columns: the share of
 test pairs with a positive margin; the mean change of the log-probability of chosen and
 of rejected answers of the test pairs; of the hundred closed test questions, how many
 are right, how many were learned and lost, and the words in an answer; and the answer to
@@ -42,7 +42,7 @@ HERE = Path(__file__).resolve().parent
 PATH = HERE / "preference_runs.csv"
 BETA = 0.1
 QUESTION = "What is 17 + 25?"
-RUNS = [(4e-4, 123), (4e-3, 123), (4e-4, 1), (4e-4, 2), (4e-3, 1), (1e-4, 123)]
+RUNS = [(1e-3, 123), (4e-3, 123), (4e-4, 123), (1e-3, 1), (1e-3, 2), (4e-3, 1)]
 COLUMNS = [
     "rate", "seed", "accuracy", "chosen", "rejected", "right", "learned", "lost",
     "words", "says",

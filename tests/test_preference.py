@@ -204,7 +204,7 @@ def test_the_judge_is_asked_about_known_answers(monkeypatch):
     found = judge.judge_known_answers(
         SimpleNamespace(chat=SimpleNamespace(completions=completions))
     )
-    assert found["model"] == "some-judge" and len(found["replies"]) == len(asked) == 20
+    assert found["model"] == "some-judge" and len(found["replies"]) == len(asked) == 10
     for reply, request in zip(found["replies"], asked, strict=True):
         assert reply["answer"] in request["messages"][0]["content"]
         assert (reply["answer"] == reply["output"]) == reply["right"]
