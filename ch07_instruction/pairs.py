@@ -120,7 +120,7 @@ def main() -> None:
         smaller(HERE / "adapter", RANK, HERE / "tuned")
     name = sha256((HERE / "tuned" / "trained.safetensors").read_bytes()).hexdigest()
     model, tokenizer = load_pretrained()
-    model = merge_lora(load_adapter(model, HERE / "tuned"))
+    merge_lora(load_adapter(model, HERE / "tuned"))
     model.to(get_device(), torch.bfloat16)  # half the memory, and quicker
     entries = []
     checked = [
