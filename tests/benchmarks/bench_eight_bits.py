@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_eight_bits.py
 
-The plain model and the one tuned in chapter 7, on the closed test entries and the
-two-turn talks of ch07_instruction/conversations.json. chat.py would write in 8 bits by
-default if the 95 % interval of the difference lay above -5 points.
+The plain model and the one tuned in chapter 7 (its folder `tuned`), on the closed test
+entries and the two-turn talks of ch07_instruction/conversations.json. chat.py would
+write in 8 bits by default if the 95 % interval of the difference lay above -5 points.
 """
 
 import torch
@@ -35,7 +35,7 @@ def main() -> None:
     for title in ("plain", "tuned"):
         model, tokenizer = load_pretrained()
         if title == "tuned":
-            load_adapter(model, COURSE / "ch07_instruction" / "adapter")
+            load_adapter(model, COURSE / "ch07_instruction" / "tuned")
             merge_lora(model)
         before = {name: right(model, tokenizer, sets[name]) for name in sets}
         quantize(model)
