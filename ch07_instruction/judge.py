@@ -11,16 +11,30 @@ Any server with OpenAI's interface will do. These environment variables are read
 
 An entry has texts for instruction, input (maybe empty) and output, a right answer.
 Before you believe a judge, measure how often it agrees with answers that are known.
+With LLM_COURSE_JUDGE set,
+
+    python ch07_instruction/judge.py
+
+does that, and writes what the judge said to judged.json, which ch07_preference.ipynb
+shows: a closed test question of each kind, once with a right answer, once with one
+that is nearly right. The file that comes with the course was written by SmolLM2 itself,
+served by `python ch07_instruction/chat.py --web`, with smollm2-135m as the model there.
 """
 
+import json
 import logging
 import os
 import re
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
+
+from shared.instruction import load_conversations
+from shared.support import write_whole
 
 RUBRIC = """You grade answers of a language model. Give 0 to 10 points: 10 for an \
 answer that is right and has the form that was asked for, 5 if a part is wrong or \
@@ -106,20 +120,25 @@ def make_judge(url: str | None = None, **options: Any) -> openai.OpenAI | None:
         return None
 
 
+def request(entry: dict[str, Any], answer: str) -> dict[str, Any]:
+    """Return what a judge is asked about an answer, as the server wants it."""
+    fields = {key: entry[key] for key in ("instruction", "input", "output")}
+    content = RUBRIC.format(**fields, answer=answer)
+    model = os.environ.get("LLM_COURSE_JUDGE_MODEL") or "llama3.2"
+    messages = [{"role": "user", "content": content}]
+    return {"model": model, "messages": messages, "temperature": 0}
+
+
 def ask_judge(judge: openai.OpenAI, entry: dict[str, Any], answer: str) -> int | None:
     """Return the judge's points (0 to 10) for an answer to an entry's instruction.
 
     None if it gave no score, or no reply: a judge that is away must not end a run. What
     went wrong is said in a warning, in the server's own words; Python shows it once.
     """
-    fields = {key: entry[key] for key in ("instruction", "input", "output")}
-    content = RUBRIC.format(**fields, answer=answer)
-    model = os.environ.get("LLM_COURSE_JUDGE_MODEL") or "llama3.2"
+    asked = request(entry, answer)
     reply: Any = None
     try:
-        reply = judge.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": content}], temperature=0
-        )
+        reply = judge.chat.completions.create(**asked)
         return read_score(reply.choices[0].message.content)
     except (openai.OpenAIError, ValueError) as error:
         sent = getattr(error, "body", None) or getattr(error, "doc", None)
@@ -131,6 +150,50 @@ def ask_judge(judge: openai.OpenAI, entry: dict[str, Any], answer: str) -> int |
     words = re.sub(r"\s+", " ", str(said))
     if judge.api_key != "none":
         words = words.replace(judge.api_key, "(the key)")
-    place = f"the judge {model} at {judge.base_url}"
+    place = f"the judge {asked['model']} at {judge.base_url}"
     warnings.warn(f"{place} gave no score: {words[:300]}", stacklevel=2)
     return None
+
+
+def judge_known_answers(judge: openai.OpenAI, per_kind: int = 1) -> dict[str, Any]:
+    """Return what a judge says of right and nearly right answers to test questions."""
+    tested = [
+        e
+        for e in load_conversations()
+        if e["split"] == "test" and "accepted" in e and len(e["turns"]) == 2
+    ]
+    found: dict[str, list[dict]] = {}
+    for entry in tested:
+        found.setdefault(entry["kind"], []).append(entry)
+    replies, asked = [], {}
+    for entry in (e for some in found.values() for e in some[:per_kind]):
+        question, right = entry["turns"]
+        fields = {"instruction": question, "input": "", "output": right}
+        for is_right, answer in ((True, right), (False, entry["near_miss"])):
+            asked = request(fields, answer)
+            reply = judge.chat.completions.create(**asked, max_tokens=20)
+            said = reply.choices[0].message.content
+            replies.append(
+                {**fields, "answer": answer, "right": is_right, "reply": said}
+            )
+            print(read_score(said), answer, sep="  ", flush=True)
+    return {"model": asked["model"], "replies": replies}
+
+
+def main() -> int:
+    """Ask the judge about known answers; write judged.json; return the exit status."""
+    if not (judge := make_judge()):
+        print("error: LLM_COURSE_JUDGE is not set", file=sys.stderr)
+        return 1
+    try:
+        judged = judge_known_answers(judge)
+    except openai.OpenAIError as error:
+        print(f"error: no reply from {judge.base_url}: {error}", file=sys.stderr)
+        return 1
+    text = json.dumps(judged, indent=1, ensure_ascii=False)
+    write_whole(Path(__file__).with_name("judged.json"), text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

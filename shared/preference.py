@@ -1,5 +1,6 @@
-"""Direct preference optimisation in ten lines, and a model that has learned to be brief
-from nothing but pairs of a better and a worse answer.
+"""You derive direct preference optimisation with a pencil, in five small steps, and
+then train the chat model on pairs of its own answers: one that is right, and one that
+is not.
 
 Generated from ch07_instruction/ch07_preference.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
@@ -21,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Section 7.10: What is a preference?
+# Section 7.11: Preference pairs: what is better?
 def load_preferences(path: str | Path | None = None) -> list[dict]:
     """Return pairs: prompt, chosen, rejected, all text; the course's own have a split.
 
@@ -51,7 +52,7 @@ def collate_pairs(examples: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
     return collate([*chosen, *rejected])
 
 
-# Section 7.11: How does a preference become a loss?
+# Section 7.14: The DPO loss: how does a preference become a gradient?
 def preference_margins(
     policy: torch.Tensor, reference: torch.Tensor, beta: float = 0.1
 ) -> torch.Tensor:

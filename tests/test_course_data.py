@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from shared.classification import load_messages
-from shared.instruction import holds
+from shared.instruction import holds, is_right
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +32,6 @@ def questions() -> list[dict]:
 
 TEXTS = {
     "messages": lambda: list(load_messages()["text"]),
-    "preferences": lambda: [pair["prompt"] for pair in preferences()],
     "conversations": lambda: [entry["turns"][0] for entry in conversations()],
     "four choices": lambda: [q["question"] for q in questions()],
 }
@@ -72,11 +72,32 @@ def test_openings_vary(name):
     assert count <= 0.05 * len(texts), opening
 
 
-def test_preferences_are_pairs():
+def test_preferences_are_the_models_own_words():
+    """Two answers to a checked question of its split; chosen is right and short."""
+    asked = {e["turns"][0]: e for e in conversations() if "accepted" in e}
     pairs = preferences()
-    assert sum(pair["split"] == "test" for pair in pairs) >= 60
+    assert len({pair["prompt"] for pair in pairs}) == len(pairs)
     for pair in pairs:
-        assert len(pair["chosen"].split()) < len(pair["rejected"].split()), pair
+        entry = asked[pair["prompt"]]
+        assert pair["split"] == entry["split"] != "validation", pair
+        assert is_right(pair["chosen"], entry), pair
+        assert is_right(pair["rejected"], entry) == (pair["why"] == "long"), pair
+        words = [len(pair[side].split()) for side in ("chosen", "rejected")]
+        assert pair["why"] == "wrong" or words[1] >= 1.5 * words[0], pair
+
+
+def test_preferences_name_the_adapter_that_gave_them():
+    tuned = ROOT / "ch07_instruction" / "tuned" / "trained.safetensors"
+    name = sha256(tuned.read_bytes()).hexdigest()[:12]
+    assert {pair["adapter"] for pair in preferences()} == {name}
+
+
+def test_runs_on_preferences_add_up():
+    path = ROOT / "ch07_instruction" / "preference_runs.csv"
+    table = pd.read_csv(path).iloc[1:]
+    before = pd.read_csv(path)["right"][0]
+    assert list(table["right"] - before) == list(table["learned"] - table["lost"])
+    assert table["accuracy"].between(0, 1).all() and len(table) >= 2
 
 
 def test_conversations_are_what_the_chapter_needs():

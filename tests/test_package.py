@@ -5,6 +5,7 @@ import doctest
 import importlib
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import house
 import matplotlib as mpl
 import pytest
 from code_lines import lines_of_code
+from readme_command import readme_command
 
 from shared.support import COURSE
 from shared.support.export import is_original
@@ -143,6 +145,22 @@ def test_doctests_hold():
 def test_the_house_is_described_as_it_is():
     page = (COURSE / ".site" / "contributing.md").read_text(encoding="utf-8")
     assert f"\n\n{house.table()}\n\n" in page
+
+
+def test_the_container_does_what_the_readme_says():
+    path = COURSE / ".devcontainer" / "devcontainer.json"
+    container = json.loads(path.read_text(encoding="utf-8"))
+    readme = (COURSE / "README.md").read_text(encoding="utf-8")
+    first, *rest = container["onCreateCommand"].split(" && ")
+    assert f"\n{first} && {rest[0]}\n```" in readme  # PyTorch's small build
+    install = f"{first} && {rest[1]} && "
+    assert len(rest) == 2 and readme_command("open").startswith(install)
+
+
+def test_the_cover_shows_what_the_notebooks_print():
+    cover = runpy.run_path(str(COURSE / ".site" / "cover.py"))
+    stored = (COURSE / ".site" / "cover.svg").read_text(encoding="utf-8")
+    assert cover["draw"]() == stored, "run python .site/cover.py"
 
 
 def test_no_arrow_leads_back_up():

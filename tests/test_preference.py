@@ -1,9 +1,13 @@
 """Chapter 7: direct preference optimisation, against the formula."""
 
+import importlib
 import json
 import math
+import re
+import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +23,11 @@ from shared.preference import (
 )
 from shared.pretrained_weights import end_token
 from shared.pretraining import TrainConfig, Trainer, evaluate, train
+from shared.support import COURSE
+
+CHAPTER = COURSE / "ch07_instruction"
+sys.path.append(str(CHAPTER))
+judge, pairs = map(importlib.import_module, ("judge", "pairs"))
 
 CONFIG = replace(CHAT_LLAMA, context_length=200)
 PAIRS = [
@@ -137,3 +146,65 @@ def test_files(tmp_path):
             load_preferences(path)
     with pytest.raises(ValueError, match="more than the context of 20"):
         encode_pairs(PAIRS, TOKENIZER, 20)
+
+
+def test_the_figure_has_the_numbers_of_the_hand_example():
+    svg = (CHAPTER / "figures" / "dpo.svg").read_text("utf-8").replace("&#8722;", "-")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    log_probs = [float(t) for t in texts if re.fullmatch(r"-\d+", t)]
+    policy, reference = torch.tensor(log_probs).view(2, 2, 1).unbind(1)
+    margin = preference_margins(policy, reference, 0.5)
+    rewards = [t for t in texts if re.fullmatch(r"-?\d\.\d\d", t)]
+    assert rewards == [f"{r:.2f}" for r in (0.5 * (policy - reference)).flatten()]
+    assert f"margin = {rewards[0]} - ({rewards[1]}) = {margin.item():.2f}" in texts
+    loss = -torch.nn.functional.logsigmoid(margin).item()
+    assert f"loss = {loss:.2f}" in texts and "&#946; = 0.5" in texts
+
+
+ENTRY = {"accepted": ["cow"]}
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["A cow says it.", "A pig.", "A cow.", None], ("A cow.", "A pig.", "wrong")),
+        (["A cow.", "It is of course a cow.", "Cow!"], ("Cow!", 1, "long")),
+        (["A cow.", "The cow."], None),
+        (["A pig.", None], None),
+    ],
+)
+def test_pairs_of_samples(answers, expected):
+    found = pairs.pair(answers, ENTRY)
+    if expected is None:
+        assert found is None
+    else:
+        chosen, rejected, why = expected
+        rejected = answers[rejected] if isinstance(rejected, int) else rejected
+        assert found == {"chosen": chosen, "rejected": rejected, "why": why}
+
+
+def test_samples_end_or_are_none():
+    model = shaken(build(CONFIG))
+    answers = pairs.sample(model, TOKENIZER, ["Is it?", "Is it not so?"], 1)
+    assert [len(row) for row in answers] == [pairs.N_SAMPLES] * 2
+    again = pairs.sample(model, TOKENIZER, ["Is it?", "Is it not so?"], 1)
+    assert answers == again
+
+
+def test_the_judge_is_asked_about_known_answers(monkeypatch):
+    asked = []
+
+    def create(**request):
+        asked.append(request)
+        message = SimpleNamespace(content="Score: 7")
+        return SimpleNamespace(choices=[SimpleNamespace(message=message)])
+
+    monkeypatch.setenv("LLM_COURSE_JUDGE_MODEL", "some-judge")
+    completions = SimpleNamespace(create=create)
+    found = judge.judge_known_answers(
+        SimpleNamespace(chat=SimpleNamespace(completions=completions))
+    )
+    assert found["model"] == "some-judge" and len(found["replies"]) == len(asked) == 10
+    for reply, request in zip(found["replies"], asked, strict=True):
+        assert reply["answer"] in request["messages"][0]["content"]
+        assert (reply["answer"] == reply["output"]) == reply["right"]
