@@ -26,6 +26,7 @@ from pygments.lexers import PythonLexer
 MOST_CODE, MOST_OUTPUT, MOST_WIDTH = 15, 18, 100  # lines, lines, characters
 BOTH = 20  # lines of code and output that share a slide
 ENDINGS = ("What this chapter exports", "Go further", "Experiments", "Try it yourself")
+QUIZ = "Five questions"  # a slide each, with its options
 DEFINES = r"(?m)^(class|def) "
 FOLD = re.compile(r"<details>.*?</details>", re.DOTALL)
 REVEAL = (
@@ -172,7 +173,8 @@ class Deck:
             self.asked = True
             self.add("prediction", html)
         elif block.startswith("<details"):
-            if self.asked and self.slides[-1].kind == "prediction":
+            predicted = self.asked and self.slides[-1].kind == "prediction"
+            if predicted or self.heading == QUIZ:
                 self.slides[-1].parts.append(html)
             else:
                 self.add("fold", html)

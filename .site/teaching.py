@@ -12,6 +12,7 @@ import argparse
 import ast
 import contextlib
 import csv
+import html
 import io
 import json
 import linecache
@@ -22,7 +23,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 COURSE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(COURSE))
@@ -37,10 +38,8 @@ FOLD = re.compile(
     r"<details><summary>Solution (\S+)</summary>\s*```python\n(.*?)```\s*</details>\s*",
     re.DOTALL,
 )
-QUESTION = re.compile(
-    r"^\d\. (.+?)\s*<details><summary>Compare</summary>(.*?)</details>",
-    re.DOTALL | re.MULTILINE,
-)
+QUESTION = re.compile(r"^\d\. (.+)\n\n((?:<details>.+</details>\n?)+)", re.MULTILINE)
+OPTION = re.compile(r"<summary>[A-D]\. (.+)</summary>(Right|Wrong)\. (.+)</details>")
 Row = dict[str, str]
 
 
@@ -198,19 +197,47 @@ def mark(
 # --- quizzes --------------------------------------------------------------------------
 
 
-def questions(notebook: Path) -> list[tuple[str, str]]:
-    """Return the questions that end a chapter, each with what its fold says."""
-    section = prose(notebook).partition("## Five questions\n")[2].partition("\n## ")[0]
-    return [(" ".join(q.split()), a.strip()) for q, a in QUESTION.findall(section)]
+def main_notebooks() -> list[Path]:
+    """List the notebooks that end with five questions, in reading order."""
+    return [path / f"{path.name}.ipynb" for path in sorted(COURSE.glob("ch??_*"))]
+
+
+class Option(NamedTuple):
+    """An answer to choose, and why it is right or wrong."""
+
+    text: str
+    right: bool
+    reason: str
+
+
+def quiz(notebook: Path) -> str:
+    """Return the section of a notebook that holds its questions."""
+    return prose(notebook).partition("## Five questions\n")[2].partition("\n## ")[0]
+
+
+def questions(notebook: Path) -> list[tuple[str, list[Option]]]:
+    """Return the questions that end a chapter, each with its options."""
+    return [
+        (question, [Option(t, w == "Right", r) for t, w, r in OPTION.findall(folds)])
+        for question, folds in QUESTION.findall(quiz(notebook))
+    ]
+
+
+def for_gift(text: str) -> str:
+    """Return what stands in a fold as Markdown, with GIFT's own signs escaped."""
+    text = re.sub("</?code>", "`", re.sub("</?(?:i|em)>", "*", text))
+    return re.sub(r"([~=#{}:\\])", r"\\\1", html.unescape(text))
 
 
 def gift(notebook: Path) -> str:
-    """Return them in Moodle's GIFT format: to answer in words, the fold as feedback."""
+    """Return the questions in Moodle's GIFT format, the reasons as feedback."""
     blocks = []
-    for n, pair in enumerate(questions(notebook), 1):
-        question, answer = (re.sub(r"([~=#{}:\\])", r"\\\1", text) for text in pair)
-        title = f"{notebook.stem} {n}"
-        blocks.append(f"::{title}:: [markdown]{question} {{####{answer}}}\n")
+    for n, (question, options) in enumerate(questions(notebook), 1):
+        lines = [f"::{notebook.stem} {n}:: [markdown]{for_gift(question)} {{"]
+        for text, right, reason in options:
+            verdict = f"{'Right' if right else 'Wrong'}. {reason}"
+            lines.append(f"{'~='[right]}{for_gift(text)} #{for_gift(verdict)}")
+        blocks.append("\n".join([*lines, "}", ""]))
     return "\n".join(blocks)
 
 
@@ -235,8 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.nbgrader:
         print(*(for_nbgrader(path, options.nbgrader) for path in paths), sep="\n")
     elif options.gift:
-        mains = [path / f"{path.name}.ipynb" for path in sorted(COURSE.glob("ch??_*"))]
-        print(*map(gift, options.notebooks or filter(Path.is_file, mains)), sep="\n")
+        print(*map(gift, options.notebooks or main_notebooks()), sep="\n")
     else:
         parser.error("what shall be done?")
 

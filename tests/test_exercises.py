@@ -411,12 +411,42 @@ def test_tables_of_a_class_and_sources_for_nbgrader(tmp_path, capsys):
 
 
 def test_quizzes_for_moodle(tmp_path, capsys):
-    fold = "<details><summary>Compare</summary>"
-    text = f"## Five questions\n\n1. What is {{K}}?\n   {fold}K = 4.</details>\n"
-    cell = nbformat.v4.new_markdown_cell(text + "\n## Summary\n\n1. No.")
+    options = [
+        "A. <code>K = {3}</code></summary>Wrong. <i>Not</i> #3.",
+        "B. 4</summary>Right. 4 &lt; 5.",
+        "C. K: none</summary>Wrong. ~4",
+    ]
+    folds = [f"<details><summary>{option}</details>" for option in options]
+    text = "## Five questions\n\nChoose.\n\n1. What is {K}?\n\n" + "\n".join(folds)
+    cell = nbformat.v4.new_markdown_cell(text + "\n\n## Summary\n\n1. No.")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "q.ipynb")
     teaching.main(["--gift", str(tmp_path / "q.ipynb")])
-    block = "::q 1:: [markdown]What is \\{K\\}? {####K \\= 4.}"
-    assert capsys.readouterr().out.strip() == block
-    for folder in COURSE.glob("ch??_*"):
-        assert len(teaching.questions(folder / f"{folder.name}.ipynb")) in (0, 5)
+    assert capsys.readouterr().out.strip().split("\n") == [
+        "::q 1:: [markdown]What is \\{K\\}? {",
+        "~`K \\= \\{3\\}` #Wrong. *Not* \\#3.",
+        "=4 #Right. 4 < 5.",
+        "~K\\: none #Wrong. \\~4",
+        "}",
+    ]
+
+
+def test_every_chapter_ends_with_five_questions():
+    asked = []
+    for notebook in teaching.main_notebooks():
+        found = teaching.questions(notebook)
+        section = teaching.quiz(notebook)
+        assert len(found) == len(re.findall(r"^\d\. ", section, re.MULTILINE)) == 5
+        assert section.count("<details>") == sum(len(options) for _, options in found)
+        assert "\n## Summary" in teaching.prose(notebook).partition(section)[2]
+        for question, options in found:
+            assert len(options) in (3, 4), question
+            assert sum(option.right for option in options) == 1, question
+            assert len({option.text for option in options}) == len(options), question
+            assert not re.search(r"`|\*\w|\$", str(options)), "folds are HTML"
+        letters = re.findall(r"^<details><summary>(.)", section, re.MULTILINE)
+        assert "".join(letters).replace("D", "") == 5 * "ABC"
+        assert len({[o.right for o in options].index(True) for _, options in found}) > 2
+        asked += [options for _, options in found]
+    assert len(asked) == 35
+    longest = [max(options, key=lambda option: len(option.text)) for options in asked]
+    assert sum(option.right for option in longest) < len(asked) / 3
