@@ -9,7 +9,6 @@
 """
 
 import argparse
-import ast
 import contextlib
 import csv
 import html
@@ -35,7 +34,8 @@ SECONDS = 120  # for one notebook
 STUB = re.compile(r"# Exercise (\d+\.\d+[a-z]?)\n")
 CHECK = re.compile(r'check\("(\S+)", (\w+)\)')
 FOLD = re.compile(
-    r"<details><summary>Solution (\S+)</summary>\s*```python\n(.*?)```\s*</details>\s*",
+    r"<details><summary>Solution (\S+)</summary>\s*```python\n(.*?\n)```\n"
+    r".*?</details>\s*",  # words may stand below the code
     re.DOTALL,
 )
 QUESTION = re.compile(r"^\d\. (.+)\n\n((?:<details>.+</details>\n?)+)", re.MULTILINE)
@@ -159,10 +159,10 @@ def for_nbgrader(path: Path, folder: Path) -> Path:
             continue
         cell["outputs"], cell["execution_count"] = [], None
         if stub := STUB.match(source):
-            cell["source"] = with_region(answers[stub[1]])
+            cell["source"] = with_region(source, answers[stub[1]])
             cell["metadata"] = mark(f"exercise-{stub[1]}", solution=True)
         elif checked := CHECK.fullmatch(source):
-            cell["source"] = f"assert {source}"
+            cell["source"] = f"verdict = {source}\ndisplay(verdict)\nassert verdict"
             cell["metadata"] = mark(f"check-{checked[1]}", grade=True, points=1)
     chapter = checks_of(path).parent
     target = folder / "source" / chapter.name[:4] / path.name
@@ -173,16 +173,14 @@ def for_nbgrader(path: Path, folder: Path) -> Path:
     return target
 
 
-def with_region(code: str) -> str:
-    """Mark what a learner has to write: a function's body, a class's, or a value."""
-    lines, last = code.rstrip().split("\n"), ast.parse(code).body[-1]
-    first = last.lineno
-    if isinstance(last, ast.FunctionDef | ast.ClassDef):
-        first = last.body[1 if ast.get_docstring(last) is not None else 0].lineno
-    line = lines[first - 1]
-    indent = line[: len(line) - len(line.lstrip())]
-    region = [f"{indent}### BEGIN SOLUTION", *lines[first - 1 :]]
-    return "\n".join([*lines[: first - 1], *region, f"{indent}### END SOLUTION"])
+def with_region(stub: str, code: str) -> str:
+    """Mark what a learner has to write: in a stub's last lines, or else below it."""
+    start, _, rest = stub.partition("    raise NotImplementedError")
+    within = not rest.strip() and code.startswith(start)
+    body = code.removeprefix(start if within else code.partition("\n")[0] + "\n")
+    indent = body[: len(body) - len(body.lstrip())]
+    region = [f"{indent}### BEGIN SOLUTION", body.rstrip(), f"{indent}### END SOLUTION"]
+    return "\n".join([(start if within else stub).rstrip(), *region])
 
 
 def mark(

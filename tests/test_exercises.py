@@ -254,8 +254,9 @@ DOUBLE = Exercise(
         (doubled, "right", "Even."),
         (lambda x: x * x, "wrong", "Twice, not squared."),
         (lambda x: x + 1, "wrong", "3 of its 4 numbers are others."),
-        (lambda x: x.mul_(2), "wrong", "changes its input"),
+        (lambda x: x.mul_(2), "wrong", "changes its input, as `x += 1` does"),
         (lambda x: 2 * x.detach(), "wrong", "gradients"),
+        (lambda x: torch.tensor(2 * x.numpy()), "wrong", "`.numpy()`"),
         (lambda x: (2 * x).T[:1], "wrong", "shape is (1, 2), and (2, 2) is wanted"),
         (lambda x: (2 * x).long(), "wrong", "dtype is torch.int64, and torch.float32"),
         (lambda x: (2 * x).tolist(), "wrong", "of type list, and Tensor is wanted"),
@@ -308,16 +309,23 @@ def test_the_first_difference_is_in_sight():
         (float("nan"), float("nan"), ""),
         ((2, 3), torch.Size([2, 3]), ""),
         ((2, 3), [2, 4], "Entry `1`: It is too large."),
-        ((2, 3), (2, 3, 1), "3 entries"),
-        ({"q": (1, 2)}, {"q": (1, 3)}, "Entry `'q'`"),
-        ({"q": 1}, {"k": 1}, "entries"),
-        ("mask", "softmax", "another"),
+        ((2, 3), (2, 3, 1), "Its length is 3, and 2 is wanted."),
+        ({"q": (1, [2])}, {"q": (1, [3])}, "Entry `'q', 1, 0`: It is too large."),
+        ({"q": 1}, {"k": 1}, "Its keys are ['k'], and ['q'] are wanted."),
+        ("mask", "softmax", "otherwise"),
+        ({1}, {2}, "otherwise"),
+        ("refused", "accepted", "Your test lets this one through."),
+        ("accepted", "refused", "Your test refuses a good one."),
         (True, 1, ""),
         (ValueError("a"), ValueError("b"), ""),
         (ValueError("a"), 1, "ValueError should be raised"),
         (torch.tensor([float("nan")]), torch.tensor([float("nan")]), ""),
         (torch.ones(2), torch.ones(2, 1), "shape"),
         (torch.ones(2), 1.0, "type float"),
+        (torch.tensor(1.0), torch.ones(1), "shape is (1,), and () is wanted"),
+        (torch.ones(1), torch.tensor(1.0), "shape is (), and (1,) is wanted"),
+        (1.0, torch.ones(1), "type Tensor, and float is wanted"),
+        (float("inf"), 3.0, "small"),
     ],
 )
 def test_difference(expected, given, said):
@@ -405,9 +413,23 @@ def test_tables_of_a_class_and_sources_for_nbgrader(tmp_path, capsys):
     assert len(marked) == 2 * len(right)
     before, solution = marked["exercise-3-1"].source.split("### BEGIN SOLUTION")
     assert before.endswith('"""\n    ') and "exp()" in solution
-    assert marked["check-3-9a"].source == 'assert check("3.9a", padding_mask)'
+    for number in ("3.2", "3.8"):  # values, and what is to be mended: the stub stays
+        (stub,) = (c for c in code_of(CHAPTER_3) if f"# Exercise {number}\n" in c)
+        source = marked[f"exercise-{number.replace('.', '-')}"].source
+        assert source.startswith(f"{stub}\n### BEGIN SOLUTION\n")
+    shown = 'verdict = check("3.9a", padding_mask)\ndisplay(verdict)\nassert verdict'
+    assert marked["check-3-9a"].source == shown
     assert "<summary>Solution" not in teaching.prose(written)
     assert (written.parent / "ch03_checks.py").is_file()
+
+
+def test_words_may_stand_below_the_code_of_a_solution(tmp_path):
+    fold = "<details><summary>Solution 1.{0}</summary>\n\n```python\nx = {0}\n```\n\n"
+    text = "".join(fold.format(n) + "Look.\n\n</details>\n\n" for n in (1, 2))
+    cells = [nbformat.v4.new_markdown_cell(text)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "x.ipynb")
+    found = teaching.solutions(tmp_path / "x.ipynb")
+    assert found == {f"1.{n}": f"# Exercise 1.{n}\nx = {n}\n" for n in (1, 2)}
 
 
 def test_quizzes_for_moodle(tmp_path, capsys):

@@ -16,12 +16,12 @@ Python. The steps of a project are 3.9a, 3.9b, ... What runs whole notebooks is 
 
 import copy
 import html
-import math
 import re
 import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,9 +34,12 @@ WRONG = "✗ #D55E00 not right yet"
 OWN_FILE = re.compile(r"<(cell|ipython)|.*ipykernel")  # where a learner's code lies
 NUMBER, LIST = int | float, list | tuple
 KINDS = (torch.Tensor, dict, LIST, NUMBER)  # what is compared alike
-CHANGED = "The result is right, but your function changes its input: work on a copy."
+CHANGED = "The result is right, but your function changes its input, as `x += 1` does "
+CHANGED += "(`x = x + 1` does not), and `x[0] = 1`, `x.add_(1)`, too. Work on a copy."
 CUT = "The values are right, but the gradients that flow back through them are not. "
-CUT += "`.item()`, `.detach()`, `.data` and `torch.tensor(...)` cut the record."
+CUT += "`.item()`, `.numpy()`, `.detach()`, `.data` and `torch.tensor` cut the record."
+TESTED = {"accepted": "Your test lets this one through."}
+TESTED["refused"] = "Your test refuses a good one."
 
 
 @dataclass(frozen=True)
@@ -90,16 +93,14 @@ class Exercise:
         untouched = self.faulty and self.alike(given, self.faulty)
         if untouched or isinstance(given[0], NotImplementedError):
             return Verdict(self, "open")
-        names = self.cases or [""]
-        for case, wanted, found in zip(names, expected, given, strict=True):
-            if hint := difference(wanted, found, self.rtol):
+        for case, wanted, got in zip(self.cases or [""], expected, given, strict=True):
+            if hint := difference(wanted, got, self.rtol):
                 known = [m.hint for m in self.mistakes if self.alike(given, m.answer)]
-                error = isinstance(found, Exception) and not known
-                state = "error" if error else "wrong"
-                return Verdict(self, state, [*known, hint][0], case, wanted, found)
+                state = "error" if isinstance(got, Exception) and not known else "wrong"
+                return Verdict(self, state, [*known, hint][0], case, wanted, got)
         if changed and not may_change:
             return Verdict(self, "wrong", CHANGED)
-        if self.differentiable and difference(*self.slopes(answer)):
+        if self.differentiable and difference(*map(self.slopes, (self.answer, answer))):
             return Verdict(self, "wrong", CUT)
         return Verdict(self, "right", self.notice)
 
@@ -127,19 +128,16 @@ class Exercise:
             return list(map(str, given)) == list(map(str, known))
         return not difference(known, given, self.rtol)
 
-    def slopes(self, answer: Callable) -> tuple[list, list]:
-        """Return the gradients of the first case's inputs, as expected and as given."""
-        both: list[list] = []
-        for function in (self.answer, answer):
-            inputs = copy.deepcopy(next(iter(self.cases.values())))
-            floats = [a for a in inputs if torch.is_tensor(a) and a.is_floating_point()]
-            leaves = [a.requires_grad_() for a in floats]
-            result = torch.as_tensor(self.judge(function, *inputs))
+    def slopes(self, answer: Callable) -> list:
+        """Return the gradients of the first case's inputs that flow back through it."""
+        inputs = copy.deepcopy(next(iter(self.cases.values())))
+        floats = [a for a in inputs if torch.is_tensor(a) and a.is_floating_point()]
+        leaves = [a.requires_grad_() for a in floats]
+        with suppress(Exception):  # where gradients are recorded, `.numpy()` fails
+            result = torch.as_tensor(self.judge(answer, *inputs))
             weights = torch.arange(1.0, result.numel() + 1).view(result.shape)
-            if result.requires_grad:
-                (result.nan_to_num() * weights).sum().backward()
-            both.append([a.grad for a in leaves if a.grad is not None])
-        return both[0], both[1]
+            (result.nan_to_num() * weights).sum().backward()
+        return [a.grad for a in leaves if a.grad is not None]
 
 
 def is_open(answer: Any) -> bool:
@@ -164,9 +162,9 @@ def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
     if given is None and expected is not None:
         return "What comes back is None: is there a `return`?"
     pair: list[Any] = [expected, given]
-    pair = [v.item() if torch.is_tensor(v) and v.ndim == 0 else v for v in pair]
+    ones = [v.item() if torch.is_tensor(v) and v.ndim == 0 else v for v in pair]
+    a, b = pair = pair if any(map(torch.is_tensor, ones)) else ones
     kinds = [next((k for k in KINDS if isinstance(v, k)), type(v)) for v in pair]
-    a, b = pair
     if kinds[0] != kinds[1]:
         return f"It is of type {type(b).__name__}, and {type(a).__name__} is wanted."
     if kinds[0] is torch.Tensor:
@@ -178,17 +176,19 @@ def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
         wrong = f"Its dtype is {b.dtype}, and {a.dtype} is wanted."
         return "" if same[0] == same[1] else wrong
     if kinds[0] == NUMBER:
-        close = isinstance(a, float) and math.isclose(a, b, rel_tol=rtol, abs_tol=1e-6)
+        close = isinstance(a, float) and abs(a - b) < max(1e-6, rtol * abs(a))
         size = "large" if b > a else "small"
         return "" if a == b or close or str(a) == str(b) else f"It is too {size}."
     if kinds[0] not in (dict, LIST):
-        return "" if a == b else "It is another one."
-    if kinds[0] == LIST:
-        a, b = dict(enumerate(a)), dict(enumerate(b))
+        return "" if a == b else TESTED.get(str(b), "It should read otherwise.")
+    if kinds[0] == LIST and len(a) != len(b):
+        return f"Its length is {len(b)}, and {len(a)} is wanted."
+    a, b = (dict(enumerate(v)) if kinds[0] == LIST else v for v in pair)
     if a.keys() != b.keys():
-        return f"It has {len(b)} entries, {[*b]}; wanted are {[*a]}."
+        return f"Its keys are {[*b]}, and {[*a]} are wanted."
     unlike = {key: difference(a[key], b[key], rtol) for key in a}
-    return next((f"Entry `{key!r}`: {u}" for key, u in unlike.items() if u), "")
+    found = next((f"Entry `{key!r}`: {u}" for key, u in unlike.items() if u), "")
+    return found.replace("`: Entry `", ", ")
 
 
 def apart(a: torch.Tensor, b: torch.Tensor, rtol: float) -> torch.Tensor:
@@ -252,9 +252,8 @@ class Verdict:
         head, *rest = html.escape(repr(self)).split("\n")
         text = re.sub(r"`([^`]*)`", r"<code>\1</code>", "\n".join(rest))
         text, case, tables = text.partition("in the case: ")
-        tables = re.sub(
-            r"\S+≠", r'<span style="outline: 2px solid #D55E00">\g<0></span>', tables
-        )
+        mark = r'<span style="outline: 2px solid #D55E00">\g<0></span>'
+        tables = re.sub(r"\S+≠", mark, tables)
         body = f"<strong>{head}</strong><div>{text}</div>".replace("\n", "<br>")
         body += f'<pre style="font-family: monospace">{case}{tables}</pre>' * bool(case)
         edge = f"5px solid {STATES.get(self.state, WRONG)[2:9]}; padding: 0.3em 0.8em"
