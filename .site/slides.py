@@ -93,6 +93,8 @@ READ = markdown()
 def to_html(text: str, path: Path) -> str:
     """Return Markdown as HTML, its figures and notebooks under the deck's names."""
     text = re.sub(r"\]\(figures/", f"](figures/{path.parent.name}/", apart(text))
+    page = rf"](../{path.parent.name}/\1.html)"  # exercises have no deck
+    text = re.sub(r"\]\((ch\d\d_exercises)\.ipynb\)", page, text)
     text = re.sub(r"\]\((?:[^)\s]*/)?(ch\w+)\.ipynb\)", r"](\1.html)", text)
     return READ.render(text)
 
