@@ -467,24 +467,24 @@ DPO = Exercise(
         Mistake(
             partial(dpo, turn=-1),
             "The margin has the wrong sign: the rejected answer would be trained up.",
-            "section 7.11",
+            "section 7.14",
         ),
         Mistake(
             partial(dpo, inside=False),
             "β stands outside: there it only makes the steps smaller. Where must it be "
             "to hold the model?",
-            "section 7.11",
+            "section 7.14",
         ),
         Mistake(
             log_of_sigmoid,
             "Right for small margins. For large ones σ is 0 as a float, and its "
             "logarithm infinite. PyTorch has both in one function.",
-            "section 7.11",
+            "section 7.14",
         ),
         Mistake(
             partial(dpo, reduce=torch.sum),
             "That is the sum over the pairs. Their mean is wanted.",
-            "section 7.11",
+            "section 7.14",
         ),
     ],
 )
@@ -501,23 +501,23 @@ SLOPE = Exercise(
             0.05,
             "The size is right. Does the loss rise or fall if the chosen answer gets "
             "likelier?",
-            "section 7.11",
+            "section 7.14",
         ),
         Mistake(
             -0.5,
             "That is the slope with regard to the margin. What lies between the margin "
             "and the log-probability?",
-            "section 7.11",
+            "section 7.14",
         ),
         Mistake(
             -0.1,
             "β is there. And what is σ of a margin of zero?",
-            "section 7.11",
+            "section 7.14",
         ),
         Mistake(
             0.0,
             "The margin is 0, but the loss is not at rest there: it is ln 2.",
-            "section 7.11",
+            "section 7.14",
         ),
     ],
 )
@@ -620,12 +620,12 @@ CLIPPED = Exercise(
             lambda new, old, a, eps: clipped(new.mT, old.mT, a, eps).mT,
             "With three answers of three tokens, advantages meet tokens where they "
             "should meet answers. Which axis do they lack?",
-            "section 7.15",
+            "section 7.20",
         ),
         Mistake(
             partial(clipped, of=lambda moved: moved),
             "That is the logarithm of the ratio.",
-            "section 7.15",
+            "section 7.20",
         ),
     ],
 )
@@ -695,7 +695,7 @@ PASS = Exercise(
         Mistake(
             lambda n, c, k: math.comb(c, k) / math.comb(n, k),
             "That is the chance that all k are right. One is enough.",
-            "section 7.14",
+            "section 7.19",
         ),
         Mistake(
             lambda n, c, k: float(c > 0),
@@ -705,7 +705,7 @@ PASS = Exercise(
         Mistake(
             lambda n, c, k: math.comb(n - c, k) / math.comb(n, k),
             "That is how often all k miss.",
-            "section 7.14",
+            "section 7.19",
         ),
     ],
 )

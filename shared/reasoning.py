@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-# Section 7.13: Rewards: what can a model learn from without labels?
+# Section 7.18: Rewards: what can a model learn from without labels?
 def checked_sum(question: str, answer: str) -> float:
     """Return 1.0 if the last number of the answer is the sum of the question's, or 0.0.
 
@@ -44,7 +44,7 @@ def final_number(text: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-# Section 7.14: Chain of thought: does writing it down help?
+# Section 7.19: Chain of thought: does writing it down help?
 def worked_sum(question: str, write: bool = True) -> str:
     """Return the right answer, with its running sums written before it or not.
 
@@ -100,7 +100,7 @@ def sample_groups(
     return token_ids.to(model.device), targets.to(model.device), texts
 
 
-# Section 7.15: From REINFORCE to GRPO
+# Section 7.20: From REINFORCE to GRPO
 def group_advantages(rewards: torch.Tensor, scale: bool = True) -> torch.Tensor:
     """Return how much better each answer is than its group: (G, S) -> (G, S).
 
@@ -155,7 +155,7 @@ def policy_loss(
     return -sums.sum(), int(lengths.sum()) if per == "token" else len(sums) * int(per)
 
 
-# Section 7.16: The run: from right and wrong alone
+# Section 7.21: The run: from right and wrong alone
 def group_batches(
     model: Decoder,
     tokenizer: Tokenizer,
