@@ -253,8 +253,8 @@ DOUBLE = Exercise(
     [
         (doubled, "right", "Even."),
         (lambda x: x * x, "wrong", "Twice, not squared."),
-        (lambda x: x + 1, "wrong", "3 of its 4 numbers are others."),
-        (lambda x: x.mul_(2), "wrong", "changes its input, as `x += 1` does"),
+        (lambda x: x + 1, "wrong", "3 of its 4 numbers differ."),
+        (lambda x: x.mul_(2), "wrong", "changes its input. `x += 1`"),
         (lambda x: 2 * x.detach(), "wrong", "gradients"),
         (lambda x: torch.tensor(2 * x.numpy()), "wrong", "`.numpy()`"),
         (lambda x: (2 * x).T[:1], "wrong", "shape is (1, 2), and (2, 2) is wanted"),
@@ -277,7 +277,7 @@ def test_text_and_page_say_the_same():
     verdict = DOUBLE.check(lambda x: x + torch.tensor([0.0, 1.0]))
     assert str(verdict).splitlines() == [
         "✗ Exercise 1.1, twice: not right yet",
-        "3 of its 4 numbers are others.",
+        "3 of its 4 numbers differ.",
         "in the case: a table",
         "expected:",
         "       0        4≠",

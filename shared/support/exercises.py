@@ -34,8 +34,8 @@ WRONG = "✗ #D55E00 not right yet"
 OWN_FILE = re.compile(r"<(cell|ipython)|.*ipykernel")  # where a learner's code lies
 NUMBER, LIST = int | float, list | tuple
 KINDS = (torch.Tensor, dict, LIST, NUMBER)  # what is compared alike
-CHANGED = "The result is right, but your function changes its input, as `x += 1` does "
-CHANGED += "(`x = x + 1` does not), and `x[0] = 1`, `x.add_(1)`, too. Work on a copy."
+CHANGED = "The result is right, but your function changes its input. `x += 1`, `x[0] = 1`"
+CHANGED += " and `x.add_(1)` write into x itself; `x = x + 1` makes a new tensor."
 CUT = "The values are right, but the gradients that flow back through them are not. "
 CUT += "`.item()`, `.numpy()`, `.detach()`, `.data` and `torch.tensor` cut the record."
 TESTED = {"accepted": "Your test lets this one through."}
@@ -171,7 +171,7 @@ def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
         if a.shape != b.shape:
             return f"Its shape is {tuple(b.shape)}, and {tuple(a.shape)} is wanted."
         if count := int(apart(a, b, rtol).sum()):
-            return f"{count} of its {a.numel()} numbers are others."
+            return f"{count} of its {a.numel()} numbers differ."
         same = [(t.is_floating_point(), t.dtype == torch.bool) for t in pair]
         wrong = f"Its dtype is {b.dtype}, and {a.dtype} is wanted."
         return "" if same[0] == same[1] else wrong
