@@ -18,12 +18,12 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 # --- 4.1 -----------------------------------------------------------------------------
 
 
-def wrongly(dim=-1, less=0, power=0.5, eps=1e-5):
+def wrongly(dim=-1, less=0, power=0.5, eps=1e-5, raw=False):
     """Return layer normalisation with something changed."""
 
     def layer_norm(x, weight, bias):
         centred = x - x.mean(dim, keepdim=True)
-        total = centred.square().sum(dim, keepdim=True)
+        total = (x if raw else centred).square().sum(dim, keepdim=True)
         variance = total / (x.numel() / total.numel() - less)
         return centred / (variance + eps) ** power * weight + bias
 
@@ -70,6 +70,12 @@ LAYER_NORM = Exercise(
             "TPlinker-joint-extraction issue 37",
         ),
         Mistake(
+            wrongly(raw=True),
+            "You divide by the root of the mean square of x. A variance is the mean "
+            "square of something else: of what?",
+            "RMSNorm, section 4.9",
+        ),
+        Mistake(
             wrongly(eps=0),
             "All numbers alike: the variance is 0 and you divide 0 by 0. Hence eps.",
             "TIM-VX pull request 589: nan for (2, 2, 2, 2, 2, 2)",
@@ -95,6 +101,7 @@ COUNT = Exercise(
             "One of the two V × D tables is missing. This head is not tied.",
             "modded-nanogpt issue 26; transformers issue 14960",
         ),
+        Mistake(ALL - CONTEXT * D, "Where does a token stand?", "section 4.1"),
         Mistake(
             ALL - 3 * 9 * D,
             "Linear layers in the blocks have biases, one number for each output.",
@@ -152,6 +159,12 @@ ORDER = Exercise(
             "section 4.19's prediction",
         ),
         Mistake(
+            ["MLA", "MQA", "window", "GQA", "MHA"],
+            "A latent of 512 numbers sounds short. What do a key and a value of one "
+            "head have together?",
+            "our own trial",
+        ),
+        Mistake(
             smallest_first(heads=1),
             "The window model shares nothing: each of its 1,024 entries has keys and "
             "values of all 32 heads.",
@@ -204,9 +217,10 @@ GELU = Exercise(
             "FlagGems pull request 159: which constant is which?",
         ),
         Mistake(
-            lambda x: below(x) + x * below(x) * (1 - below(x)),
-            "p (1 − p) is the slope of a sigmoid. The slope of Φ is the bell curve.",
-            "cs249r_book pull request 1156: GELU and sigmoid mixed up",
+            bell,
+            "You multiplied the slopes of the two factors. That is not the slope of a "
+            "product.",
+            "school calculus",
         ),
         Mistake(
             slope_of(lambda x: F.gelu(x, approximate="tanh")),
@@ -247,12 +261,6 @@ def as_block(forward):
     return lambda *parts: lambda x: forward(x, *parts)
 
 
-def stream_is_normalised(x, norm1, attention, norm2, mlp):
-    x = norm1(x)
-    x = norm2(x + attention(x))
-    return x + mlp(x)
-
-
 BLOCK = Exercise(
     "4.5",
     "a transformer block from parts",
@@ -268,7 +276,7 @@ BLOCK = Exercise(
             "annotated-transformer issue 110",
         ),
         Mistake(
-            as_block(stream_is_normalised),
+            as_block(lambda x, n1, a, n2, m: (h := n2(n1(x) + a(n1(x)))) + m(h)),
             "You normalise the stream itself, so the shortcut carries the normalised "
             "vector. The norm belongs on the branch; x goes past it untouched.",
             "pytorch issue 61165; faster-trajectory-transformer issue 3",
@@ -352,6 +360,12 @@ ROPE = Exercise(
             "xformers issue 779: the angles of the pairs",
         ),
         Mistake(
+            turned_with(speed=4.0),
+            "Nearly: the first pair is right, the others are too slow. Does your "
+            "`arange` count pairs, or numbers?",
+            "our own trial",
+        ),
+        Mistake(
             turned_with(speed=-2.0),
             "Your later pairs turn faster and faster. They should be slower. Which "
             "sign has the exponent?",
@@ -413,11 +427,6 @@ GROUPED = Exercise(
             "our own trial",
         ),
         Mistake(
-            grouped(lambda x, n: x[:, :1], lambda x, n: x[:, :1]),
-            "All heads share the first head of keys now; the others are never read.",
-            "section 4.13: one for all is multi-query attention",
-        ),
-        Mistake(
             grouped(in_groups, in_groups, causal=False),
             "The order is right now, but tokens see what comes after them.",
             "PyTorch's default, is_causal=False",
@@ -432,14 +441,14 @@ def all_scores(rotate, query, key, n=20):
     return rotate(query.expand(n, -1)) @ rotate(key.expand(n, -1)).T
 
 
-def promise(rotate, query, key):
+def distances_only(rotate, query, key, most=1e-3):
     scores = all_scores(rotate, query, key)
-    assert all(scores.diagonal(k).std() < 1e-3 for k in range(-18, 19))
-    assert scores[:, 0].std() > 1e-3
+    assert (scores[1:, 1:] - scores[:-1, :-1]).abs().max() <= most
 
 
-def accepts_all(rotate, query, key):
-    assert all_scores(rotate, query, key).shape == (20, 20)
+def promise(rotate, query, key):
+    distances_only(rotate, query, key)
+    assert all_scores(rotate, query, key)[:, 0].std() > 1e-3
 
 
 def lengths_only(rotate, query, key):
@@ -450,16 +459,6 @@ def lengths_only(rotate, query, key):
 def my_formula(rotate, query, key):
     x = query.expand(20, -1)
     assert (rotate(x) - turned(x)).abs().max() < 1e-3
-
-
-def to_the_last_digit(rotate, query, key):
-    scores = all_scores(rotate, query, key)
-    assert torch.equal(scores[1:, 1:], scores[:-1, :-1])
-
-
-def distances_only(rotate, query, key):
-    scores = all_scores(rotate, query, key)
-    assert (scores[1:, 1:] - scores[:-1, :-1]).abs().max() < 1e-3
 
 
 POSITIONS = {
@@ -480,7 +479,7 @@ BREAK_IT = Exercise(
     notice="Your test knows the promise, not the formula: so both good layers pass.",
     mistakes=[
         Mistake(
-            accepts_all,
+            lambda rotate, query, key: None,
             "Your test accepts every layer. Does it compare scores at several places, "
             "and does it raise `AssertionError`, as `assert` does?",
             "the prototype's trial: a test of shapes only",
@@ -499,7 +498,7 @@ BREAK_IT = Exercise(
             "nanochat issue 264: halves reported as a fault",
         ),
         Mistake(
-            to_the_last_digit,
+            partial(distances_only, most=0),
             "You refuse every layer, good ones too. Sines and cosines are rounded, so "
             "what is equal on paper is only nearly equal here.",
             "our own trial",
@@ -541,9 +540,7 @@ def torch_block(weights, n, x, n_heads):
     """Run block n as one of PyTorch's own."""
     own, state = f"blocks.{n}.", {}
     for kind in KINDS:
-        parts = [
-            f"{own}attention.W_{part}.{kind}" for part in ("query", "key", "value")
-        ]
+        parts = [f"{own}attention.W_{p}.{kind}" for p in ("query", "key", "value")]
         state[f"self_attn.in_proj_{kind}"] = torch.cat([weights[p] for p in parts])
         for theirs, ours in THEIRS.items():
             state[f"{theirs}.{kind}"] = weights[f"{own}{ours}.{kind}"]
@@ -555,7 +552,7 @@ def torch_block(weights, n, x, n_heads):
     return layer(x, src_mask=mask).detach()
 
 
-def block_with(causal=True, form="tanh", transposed=True, projected=True):
+def block_with(causal=True, form="tanh", split=True, joined=True, projected=True):
     """Return a block written out, with something changed."""
 
     def block(weights, n, x, n_heads):
@@ -566,11 +563,11 @@ def block_with(causal=True, form="tanh", transposed=True, projected=True):
         h, heads = F.layer_norm(x, (D,), *both("norm1")), []
         for part in ("query", "key", "value"):
             all_of_it = F.linear(h, *both(f"attention.W_{part}"))
-            split = all_of_it.view(B, T, n_heads, -1).transpose(1, 2)
-            heads.append(split if transposed else all_of_it.view(split.shape))
+            cut = all_of_it.view(B, T, n_heads, -1).transpose(1, 2)
+            heads.append(cut if split else all_of_it.view(cut.shape))
         q, k, v = heads
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        out = (out.transpose(1, 2) if transposed else out).reshape(B, T, D)
+        out = (out.transpose(1, 2) if joined else out).reshape(B, T, D)
         x = x + (F.linear(out, *both("attention.out_proj")) if projected else out)
         h = F.linear(
             F.layer_norm(x, (D,), *both("norm2")), *both("feed_forward.expand")
@@ -646,10 +643,25 @@ ONE_BLOCK = Exercise(
             "Very nearly. GPT-2 was trained with the other form of GELU.",
             "mlpack pull request 3994: small errors that pile up",
         ),
+        *(
+            Mistake(
+                block_with(split=False, joined=joined),
+                "The shapes fit, but your heads are cut from the wrong numbers: a "
+                "reshape alone mixes up tokens and heads. Which axis must be split "
+                "first?",
+                "our own trial",
+            )
+            for joined in (False, True)
+        ),
         Mistake(
-            block_with(transposed=False),
-            "The shapes fit, but your heads are cut from the wrong numbers: a reshape "
-            "alone mixes up tokens and heads. Which axis must be split first?",
+            block_with(joined=False),
+            "You split the heads well, but put them together otherwise. Which two axes "
+            "have to change places before they are joined?",
+            "our own trial",
+        ),
+        Mistake(
+            lambda weights, n, *more: torch_block(weights, 0, *more),
+            "Block 0 is right. Then comes block 1, and you take block 0 again.",
             "our own trial",
         ),
         Mistake(

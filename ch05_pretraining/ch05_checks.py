@@ -4,7 +4,7 @@ import copy
 import math
 import random
 from functools import partial
-from operator import add, mul, truediv
+from operator import add, truediv
 
 import torch
 import torch.nn.functional as F
@@ -103,9 +103,9 @@ ORDER = Exercise(
             "our own trial",
         ),
         Mistake(
-            order(1, 2, 0, 3, 4),
-            "You throw the new gradients away before they are used.",
-            "pytorch/tutorials issue 2799",
+            order(0, 2, 1, 3, 4),
+            "You compute gradients of a loss that nobody has measured yet.",
+            "our own trial",
         ),
         Mistake(
             order(1, 2, 3, 4, 0),
@@ -151,15 +151,13 @@ def all_rates(function, peak, warmup_steps, max_steps, final_share):
     return torch.tensor([float(function(step, *given)) for step in range(max_steps)])
 
 
-def torch_rate(step, peak, warmup_steps, max_steps, final_share):
+def torch_rate(step, peak, warm, steps, share):
     """Let PyTorch's own schedulers count up to a step."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
-    count, least = max_steps - 1 - warmup_steps, peak * final_share
-    rising = schedulers.LinearLR(
-        optimizer, 1 / max(warmup_steps, 1), 1, warmup_steps - 1
-    )
+    rising = schedulers.LinearLR(optimizer, 1 / max(warm, 1), 1, warm - 1)
+    count, least = steps - 1 - warm, peak * share
     falling = schedulers.CosineAnnealingLR(optimizer, count, least)
-    whole = schedulers.SequentialLR(optimizer, [rising, falling], [warmup_steps])
+    whole = schedulers.SequentialLR(optimizer, [rising, falling], [warm])
     for _ in range(step):
         optimizer.step()
         whole.step()
@@ -241,8 +239,7 @@ def adamw_with(weight, gradients, first=1, kept=True, decay=0.05):
         square = 0.95 * square + 0.05 * gradient**2
         m, v = mean / (1 - 0.9**t), square / (1 - 0.95**t)
         mean, square = (mean, square) if kept else (m, v)
-        step = 0.1 * m / (v.sqrt() + 1e-8)
-        seen.append(seen[-1] * (1 - decay) - step)
+        seen.append(seen[-1] * (1 - decay) - 0.1 * m / (v.sqrt() + 1e-8))
     return torch.stack(seen)
 
 
@@ -254,6 +251,7 @@ ADAMW = Exercise(
     cases={
         "one step": (torch.ones(3), torch.tensor([[1.0, 0.1, -0.01]])),
         "five steps": (drawn(2, 3), drawn(5, 2, 3, seed=1)),
+        "tiny gradients": (torch.ones(3), torch.tensor([[1e-6, 1e-7, -1e-8]])),
         "no gradient at all": (torch.ones(2), torch.zeros(3, 2)),
     },
     notice="With no gradient the weights still shrink: that is the decay, alone.",
@@ -294,11 +292,8 @@ ADAMW = Exercise(
 
 
 def at_once(weight, parts):
-    """Return the gradient of the mean loss of all parts, put together."""
-    weight = weight.detach().clone().requires_grad_()
-    inputs, targets = (torch.cat(both) for both in zip(*parts, strict=True))
-    F.cross_entropy(inputs @ weight, targets).backward()
-    return weight.grad
+    """Return the gradient of the mean loss of all parts, put together as one."""
+    return added_up(weight, [tuple(map(torch.cat, zip(*parts, strict=True)))])
 
 
 def added_up(weight, parts, reduction="mean", by="parts"):
@@ -334,6 +329,12 @@ ACCUMULATE = Exercise(
             partial(added_up, by="one"),
             "Now you add up means. With two parts the gradient is twice as long.",
             "Automodel issue 3829; transformers issue 37197",
+        ),
+        Mistake(
+            partial(added_up, reduction="sum"),
+            "You add up sums now, but divide by the number of parts. Which number "
+            "makes a mean of such a sum?",
+            "a half-mended stub",
         ),
         Mistake(
             partial(added_up, reduction="sum", by="one"),
@@ -373,9 +374,10 @@ def cut_with(keep=reached_before, again=True, scale=True, ordered=False):
     def cut_tail(p, top_k, top_p):
         best, places = p.topk(min(top_k, len(p)))
         shares = best / best.sum() if again else best
-        kept = best * keep(shares.cumsum(0), shares, top_p)
+        kept = shares * keep(shares.cumsum(0), shares, top_p)
         kept = kept / kept.sum() if scale else kept
-        return kept if ordered else torch.zeros_like(p).scatter(0, places, kept)
+        places = torch.arange(len(kept)) if ordered else places
+        return torch.zeros_like(p).scatter(0, places, kept)
 
     return cut_tail
 
@@ -389,6 +391,7 @@ CUT = Exercise(
         "all five, p = 0.8": (HALVES, 5, 0.8),
         "two of them make exactly p = 0.75": (HALVES, 5, 0.75),
         "three of them, p = 0.8": (HALVES, 3, 0.8),
+        "the likeliest two, p = 0.8": (HALVES, 2, 0.8),
         "p is smaller than the largest": (HALVES, 9, 0.25),
     },
     notice="There is always a token left, however small p is.",
@@ -398,6 +401,17 @@ CUT = Exercise(
             "You drop the token with which the sum reaches p. It belongs to the set: "
             "without it p is not reached.",
             "fish-speech pull request 1171; esm pull request 360",
+        ),
+        Mistake(
+            cut_with(lambda total, shares, top_p: total < top_p),
+            "You drop the token with which the sum reaches p, even where it is exactly "
+            "p. Look at what had been reached before a token.",
+            "our own trial",
+        ),
+        Mistake(
+            lambda p, top_k, top_p: smallest_set(p, len(p), top_p),
+            "More than `top_k` are left in one of the cases.",
+            "our own trial",
         ),
         Mistake(
             cut_with(lambda total, shares, top_p: total - shares <= top_p),
@@ -468,10 +482,7 @@ def resumed(new_run, save, resume, before=3, after=3, more=3, at_once=False):
 
 FORGETFUL = {
     "a good one": (save, resume),
-    "without the optimizer's averages": (
-        save,
-        partial(resume, forget=("mean", "square")),
-    ),
+    "without the averages": (save, partial(resume, forget=("mean", "square"))),
     "without the number of steps": (save, partial(resume, forget=("n_steps",))),
     "without the random numbers' state": (save, partial(resume, forget=("dice",))),
     "a checkpoint that is no copy": (partial(save, copied=False), resume),
@@ -486,14 +497,15 @@ RESUME = Exercise(
     mistakes=[
         Mistake(
             partial(resumed, after=0, more=0),
-            "Right after loading, all of them have the same weights. What is forgotten "
-            "shows only when both runs go on.",
+            "Your test accepts all of them. Right after loading they have the same "
+            "weights: what is forgotten shows only when both runs go on. (And does it "
+            "raise `AssertionError`, as `assert` does?)",
             "the_well issue 77; stylegan2-ada-pytorch issue 108",
         ),
         Mistake(
             partial(resumed, at_once=True),
-            "You load the checkpoint at once. One of them changes while the first run "
-            "goes on. When must it be loaded, to show that?",
+            "One is still accepted: a checkpoint that is no copy changes while the run "
+            "it was made of goes on. So what must have happened before you load it?",
             "PyPOTS issue 667; pytorch/tutorials pull request 188",
         ),
         Mistake(
@@ -566,20 +578,19 @@ def extended(beams, model, n_beams, form=log_softmax, join=add, greedy=False, be
 
 
 def follow(table):
-    """Return a model that looks only at the last token."""
-    return lambda ids: table[ids[-1]]
+    """Return a model that looks at the last token, and a little at the first."""
+    return lambda ids: table[ids[-1]] + 0.3 * table[ids[0]]
 
 
-TABLE = torch.tensor([[1.0, 0.8, 0, 0], [0, 0, 0, 3], [1, 0, 1.5, 0], [0, 2, 0, 0]])
-GREEDY_TRAP = follow(TABLE)
+TABLE = torch.tensor([[1.0, 0.8, 0.1, 0], [0, 0, 0, 3], [1, 0, 1.5, 0], [0, 2, 0, 0]])
 BEAMS = [([0, 1], -1.0), ([0, 0], -0.5), ([0, 2], -3.0)]
 EXTEND = Exercise(
     "5.9b",
     "a decoder: one step of beam search",
     extended,
     cases={
-        "3 beams, the best 4": (BEAMS, GREEDY_TRAP, 4),
-        "1 beam, the best 2": ([([2], 0.0)], GREEDY_TRAP, 2),
+        "3 beams, the best 4": (BEAMS, follow(TABLE), 4),
+        "1 beam, the best 2": ([([2], 0.0)], follow(TABLE), 2),
     },
     notice="All continuations of all beams compete. A good beam may bring two, a bad "
     "one none.",
@@ -590,8 +601,8 @@ EXTEND = Exercise(
             "our own trial",
         ),
         Mistake(
-            partial(extended, form=lambda x: x.softmax(-1), join=mul),
-            "You multiply a log-probability by a probability. What is added to what?",
+            partial(extended, join=lambda score, new: new),
+            "You sort by the new token alone. What the beam had before counts as well.",
             "our own trial",
         ),
         Mistake(
@@ -642,7 +653,9 @@ BEST = Exercise(
 )
 
 
-def search(model, start, n_beams, max_new, end, halt=False, open_too=True):
+def search(
+    model, start, n_beams, max_new, end, halt=False, open_too=True, new_only=True
+):
     """Run beam search, with the finished kept apart."""
     beams, finished = [(list(start), 0.0)], []
     for _ in range(max_new):
@@ -651,7 +664,7 @@ def search(model, start, n_beams, max_new, end, halt=False, open_too=True):
             return beams[0][0]
         finished += [beam for beam in beams if beam[0][-1] == end]
         beams = [beam for beam in beams if beam[0][-1] != end]
-    return best_of(finished + beams * open_too, len(start))
+    return best_of(finished + beams * open_too, len(start) * new_only)
 
 
 SEARCH = Exercise(
@@ -660,13 +673,7 @@ SEARCH = Exercise(
     search,
     cases={
         "two beams": (follow(drawn(4, 4, seed=21)), [0], 2, 4, 3),
-        "a prompt of 4 tokens": (
-            follow(1.5 * drawn(4, 4, seed=22)),
-            [0, 1, 2, 0],
-            3,
-            4,
-            3,
-        ),
+        "a prompt of 4": (follow(drawn(4, 4, seed=614)), [0, 3, 2, 0], 3, 4, 3),
         "as many beams as texts": (follow(drawn(4, 4, seed=8)), [1], 64, 3, 0),
     },
     notice="With as many beams as there are texts, it has tried them all.",
@@ -675,6 +682,11 @@ SEARCH = Exercise(
             partial(search, halt=True),
             "You stop when a text has ended. A longer one may be better.",
             "xnmt pull request 572: the shortest hypotheses",
+        ),
+        Mistake(
+            partial(search, new_only=False),
+            "You count the prompt when you divide. It was given, and cost nothing.",
+            "transformers issue 26624",
         ),
         Mistake(
             partial(search, open_too=False),
