@@ -27,6 +27,11 @@ def bits(text: str) -> torch.Tensor:
     return torch.tensor([[bit == "1" for bit in row] for row in text.split()])
 
 
+def known(*parts) -> list[Mistake]:
+    """Return mistakes: each is a code, its hint, and where it was seen."""
+    return [Mistake(*parts[n : n + 3]) for n in range(0, len(parts), 3)]
+
+
 # --- 6.1 the score of a word ---------------------------------------------------------
 
 
@@ -36,10 +41,14 @@ def word_score(spam, ham, n_spam, n_ham, n_known, more=1, of=None, swap=False):
     return math.log(shares[swap] / shares[not swap])
 
 
-NO_ONES = "A word that never stood in ham now decides alone, or breaks the logarithm. "
-NO_ONES += "With which number does every count start?"
-TOO_FEW = "A little was added below the line. But every known word got its 1: by how "
-TOO_FEW += "much has the sum of all counts grown?"
+NO_ONES = (
+    "A word that never stood in ham now decides alone, or breaks the logarithm. "
+    "With which number does every count start?"
+)
+TOO_FEW = (
+    "A little was added below the line. But every known word got its 1: by how "
+    "much has the sum of all counts grown?"
+)
 SCORE = Exercise(
     "6.1",
     "the score of a word",
@@ -50,43 +59,41 @@ SCORE = Exercise(
         "a word that was never in spam": (0, 7, 150, 250, 60),
     },
     notice="One word more in ham costs more the rarer the word is: it is a ratio.",
-    mistakes=[
-        Mistake(partial(word_score, more=0, of=0), NO_ONES, "accord-net/framework#255"),
-        Mistake(
-            lambda spam, ham, a, b, n: math.log(spam / a) - math.log(ham / b),
-            NO_ONES,
-            "accord-net/framework#255",
-        ),
-        Mistake(
-            partial(word_score, of=0),
-            "Each count got its extra 1. Now there are more words than before: how "
-            "many more, in all of spam and in all of ham?",
-            "cardmagic/classifier#80",
-        ),
-        Mistake(partial(word_score, of=1), TOO_FEW, "a first attempt of ours"),
-        Mistake(
-            partial(word_score, of=2),
-            TOO_FEW,
-            "pbharrin/machinelearninginaction3x#20",
-        ),
-        Mistake(
-            partial(word_score, swap=True),
-            "The sign is wrong: a word of spam should score above zero.",
-            "section 6.2",
-        ),
-        Mistake(
-            lambda *counts: math.exp(word_score(*counts)),
-            "That is the ratio. What makes a sum of products?",
-            "dfdx/NaiveBayes.jl#6",
-        ),
-    ],
+    mistakes=known(
+        partial(word_score, more=0, of=0),
+        NO_ONES,
+        "accord-net/framework#255",
+        lambda spam, ham, a, b, n: math.log(spam / a) - math.log(ham / b),
+        NO_ONES,
+        "accord-net/framework#255",
+        partial(word_score, of=0),
+        "Each count got its extra 1. Now there are more words than before: how "
+        "many more, in all of spam and in all of ham?",
+        "cardmagic/classifier#80",
+        partial(word_score, of=1),
+        TOO_FEW,
+        "a first attempt of ours",
+        lambda spam, ham, *totals: math.log((spam + 1) / (ham + 1)),
+        "You compare the counts. And if there is twice as much ham as spam to "
+        "count in?",
+        "a first attempt of ours",
+        partial(word_score, of=2),
+        TOO_FEW,
+        "pbharrin/machinelearninginaction3x#20",
+        partial(word_score, swap=True),
+        "The sign is wrong: a word of spam should score above zero.",
+        "section 6.2",
+        lambda *counts: math.exp(word_score(*counts)),
+        "That is the ratio. What makes a sum of products?",
+        "dfdx/NaiveBayes.jl#6",
+    ),
 )
 
 # --- 6.2 the last real token ---------------------------------------------------------
 
 
-def last_real(states, mask):
-    return torch.stack([x[m.bool()][-1] for x, m in zip(states, mask, strict=True)])
+def last_real(states, mask, by=torch.Tensor.bool):
+    return torch.stack([x[by(m)][-1] for x, m in zip(states, mask, strict=True)])
 
 
 def at(places, states, mask):
@@ -104,36 +111,34 @@ LAST = Exercise(
     },
     differentiable=True,
     notice="Nothing here asks on which side the padding is: the last 1 is the last 1.",
-    mistakes=[
-        Mistake(
-            lambda states, mask: states[:, -1],
-            "You read the last column. In a short row on the left, what stands there?",
-            "huggingface/transformers#7501",
-        ),
-        Mistake(
-            partial(at, lambda mask: mask.sum(dim=1) - 1),
-            "You count the real tokens. That is the place of the last one only if the "
-            "first one stands at 0.",
-            "huggingface/transformers#46782",
-        ),
-        Mistake(
-            partial(at, lambda mask: (mask == 0).int().argmax(dim=1) - 1),
-            "You look for the first padding token, and step back. And if the row "
-            "begins with padding, and ends with it?",
-            "huggingface/transformers#35909",
-        ),
-        Mistake(
-            partial(at, lambda mask: mask.sum(dim=1)),
-            "One place too far. Positions are counted from 0. (And only rows without "
-            "padding on the left can be read in this way.)",
-            "section 6.3",
-        ),
-        Mistake(
-            lambda x, m: (x * m[..., None]).sum(dim=1) / m.sum(dim=1, keepdim=True),
-            "That is the mean over all real tokens. A single one is wanted.",
-            "section 6.8",
-        ),
-    ],
+    mistakes=known(
+        lambda states, mask: states[:, -1],
+        "You read the last column. In a short row on the left, what stands there?",
+        "huggingface/transformers#7501",
+        partial(at, lambda mask: mask.sum(dim=1) - 1),
+        "You count the real tokens. That is the place of the last one only if the "
+        "first one stands at 0.",
+        "huggingface/transformers#46782",
+        partial(at, lambda mask: (mask == 0).int().argmax(dim=1) - 1),
+        "You look for the first padding token, and step back. And if the row "
+        "begins with padding, and ends with it?",
+        "huggingface/transformers#35909",
+        partial(at, lambda mask: mask.sum(dim=1)),
+        "One place too far. Positions are counted from 0. (And only rows without "
+        "padding on the left can be read in this way.)",
+        "section 6.3",
+        partial(at, lambda mask: mask.argmax(dim=1)),
+        "`argmax` finds the first of several equal numbers, so this is the first "
+        "real token. Which numbers are largest at the *last* 1?",
+        "a first attempt of ours",
+        partial(last_real, by=torch.Tensor.long),
+        "The mask holds whole numbers. As an index they are places, 0 and 1. Only "
+        "truth values choose.",
+        "a first attempt of ours",
+        lambda x, m: (x * m[..., None]).sum(dim=1) / m.sum(dim=1, keepdim=True),
+        "That is the mean over all real tokens. A single one is wanted.",
+        "section 6.8",
+    ),
 )
 
 # --- 6.3 how far apart ---------------------------------------------------------------
@@ -144,38 +149,33 @@ APART = Exercise(
     math.log(9),
     rtol=0.01,
     notice="2.2 logits are 9 to 1; another 2.4 make it 99 to 1, and so on.",
-    mistakes=[
-        Mistake(
-            9.0,
-            "Nine to one, yes: that is the ratio of the two probabilities. Which "
-            "difference of logits makes a ratio of nine?",
-            "section 6.4",
-        ),
-        Mistake(
-            -math.log(9),
-            "That is the difference for ham. Which of the two logits is larger?",
-            "section 6.4",
-        ),
-        Mistake(
-            math.log10(9),
-            "Nearly: which base has the logarithm that undoes e to the power of x?",
-            "section 6.4",
-        ),
-        Mistake(
-            -math.log(0.9),
-            "That is the loss of such a message. The logits are one step earlier.",
-            "section 6.4",
-        ),
-    ],
+    mistakes=known(
+        9.0,
+        "Nine to one, yes: that is the ratio of the two probabilities. Which "
+        "difference of logits makes a ratio of nine?",
+        "section 6.4",
+        -math.log(9),
+        "That is the difference for ham. Which of the two logits is larger?",
+        "section 6.4",
+        math.log10(9),
+        "Nearly: which base has the logarithm that undoes e to the power of x?",
+        "section 6.4",
+        -math.log(0.9),
+        "That is the loss of such a message. The logits are one step earlier.",
+        "section 6.4",
+    ),
 )
 
 # --- 6.4 a head for three classes ----------------------------------------------------
 
 
+at_last = partial(at, lambda last: last)
+
+
 class Head(nn.Module):
     """A model with a new head; the flags say what goes wrong."""
 
-    def __init__(self, model, n_classes, freeze="first", read="last", size=None):
+    def __init__(self, model, n_classes, freeze="first", read=at_last, size=None):
         super().__init__()
         if freeze == "first":
             model.requires_grad_(False)
@@ -185,10 +185,7 @@ class Head(nn.Module):
             self.requires_grad_(False)
 
     def forward(self, token_ids, lengths):
-        logits = self.head(self.model.hidden_states(token_ids))
-        rows = torch.arange(len(logits))
-        last = {"last": lengths - 1, "column": -1}
-        return logits if self.read == "all" else logits[rows, last[self.read]]
+        return self.read(self.head(self.model.hidden_states(token_ids)), lengths - 1)
 
 
 def new_head(cls, token_ids, lengths, n_classes):
@@ -198,9 +195,9 @@ def new_head(cls, token_ids, lengths, n_classes):
     trained = [p for p in classifier.parameters() if p.requires_grad]
     for p in trained:
         p.data = torch.linspace(-1, 1, p.numel()).view(p.shape)
-    shapes = sorted(list(p.shape) for p in trained)
     logits = classifier(torch.tensor(token_ids), torch.tensor(lengths))
-    return {"shapes trained": shapes, "logits": logits}
+    found = {"shapes trained": sorted(list(p.shape) for p in trained)}
+    return found | {"logits": logits, "has a gradient": logits.requires_grad}
 
 
 HEAD = Exercise(
@@ -214,34 +211,32 @@ HEAD = Exercise(
     },
     notice="Ham, spam or a bill: no word of the training would have to be changed, for "
     "cross-entropy counts to three as well.",
-    mistakes=[
-        Mistake(
-            partial(Head, freeze="last"),
-            "Nothing can be trained, not even the head. When do you freeze: before the "
-            "head is there, or after?",
-            "cfzd/Ultra-Fast-Lane-Detection#282",
-        ),
-        Mistake(
-            partial(Head, freeze="never"),
-            "All of the model would be trained. Only the head should be.",
-            "huggingface/transformers#228",
-        ),
-        Mistake(
-            partial(Head, read="column"),
-            "You read the last column. Where does a short text end?",
-            "section 6.3",
-        ),
-        Mistake(
-            partial(Head, read="all"),
-            "There are logits for every token. The text is to be judged once.",
-            "section 6.4",
-        ),
-        Mistake(
-            partial(Head, size=2),
-            "Always two classes. How does the head know how many there are?",
-            "section 6.4",
-        ),
-    ],
+    mistakes=known(
+        partial(Head, freeze="last"),
+        "Nothing can be trained, not even the head. When do you freeze: before the "
+        "head is there, or after?",
+        "cfzd/Ultra-Fast-Lane-Detection#282",
+        partial(Head, freeze="never"),
+        "All of the model would be trained. Only the head should be.",
+        "huggingface/transformers#228",
+        partial(Head, read=lambda logits, last: logits[:, -1]),
+        "You read the last column. Where does a short text end?",
+        "section 6.3",
+        partial(Head, read=lambda logits, last: logits),
+        "There are logits for every token. The text is to be judged once.",
+        "section 6.4",
+        partial(Head, size=2),
+        "Always two classes. How does the head know how many there are?",
+        "section 6.4",
+        partial(Head, read=lambda *parts: at_last(*parts).softmax(dim=-1)),
+        "Those are probabilities already. What does `F.cross_entropy` want, and "
+        "what does it do to it first?",
+        "a first attempt of ours",
+        partial(Head, read=lambda *parts: at_last(*parts).detach()),
+        "The logits are right, but no gradient comes back to the head: it would "
+        "never learn. What lies inside of `torch.no_grad()`?",
+        "a first attempt of ours",
+    ),
 )
 
 # --- 6.5 more ham than spam ----------------------------------------------------------
@@ -264,50 +259,40 @@ WEIGHTED = Exercise(
     judge=with_weights,
     cases={
         "three ham, one spam": (numbers(4, 2), [0, 0, 1, 0], [1.0, 3.0]),
-        "six texts, three classes": (
-            numbers(6, 3),
-            [2, 0, 1, 0, 0, 2],
-            [0.5, 2.0, 1.0],
-        ),
+        "three classes": (numbers(6, 3), [2, 0, 1, 0, 0, 2], [0.5, 2.0, 1.0]),
         "spam only": (numbers(3, 2, seed=3), [1, 1, 1], [1.0, 3.0]),
     },
     differentiable=True,
     notice="In a batch of one class the weight cancels. With unequal batches a summed "
     "loss, divided once at the end, is fairer.",
-    mistakes=[
-        Mistake(
-            partial(weighted, by=lambda w, n: n),
-            "The weighted losses are right. You divide by the number of texts. What "
-            "would a loss of 1 for every text come to, and should it?",
-            "pytorch/pytorch#40560",
-        ),
-        Mistake(
-            partial(weighted, by=lambda w, n: 1),
-            "A sum. What makes a weighted mean of it?",
-            "imoneoi/openchat#99",
-        ),
-        Mistake(
-            partial(weighted, pick=lambda logits: logits.argmax(dim=-1)),
-            "You weigh by the class that the model finds likeliest. Whose class "
-            "decides how much a text counts?",
-            "section 6.4",
-        ),
-        Mistake(
-            lambda logits, labels, weights: F.cross_entropy(logits, labels),
-            "That is the plain mean: the weights are not used.",
-            "section 6.6",
-        ),
-        Mistake(
-            lambda logits, labels, weights: F.cross_entropy(logits * weights, labels),
-            "You weigh the logits. That makes another model; weigh its losses.",
-            "a first attempt of ours",
-        ),
-    ],
+    mistakes=known(
+        partial(weighted, by=lambda w, n: n),
+        "The weighted losses are right. You divide by the number of texts. What "
+        "would a loss of 1 for every text come to, and should it?",
+        "pytorch/pytorch#40560",
+        partial(weighted, by=lambda w, n: 1),
+        "A sum. What makes a weighted mean of it?",
+        "imoneoi/openchat#99",
+        lambda x, y, w: weighted(x, y, w, by=lambda *_: w.sum()),
+        "You divide by the sum of the classes' weights. But how often does each "
+        "class occur among these texts?",
+        "a first attempt of ours",
+        lambda logits, labels, weights: F.cross_entropy(logits * weights, labels),
+        "You weigh the logits. That makes another model; weigh its losses.",
+        "a first attempt of ours",
+        partial(weighted, pick=lambda logits: logits.argmax(dim=-1)),
+        "You weigh by the class that the model finds likeliest. Whose class "
+        "decides how much a text counts?",
+        "section 6.4",
+        lambda logits, labels, weights: F.cross_entropy(logits, labels),
+        "That is the plain mean: the weights are not used.",
+        "section 6.6",
+    ),
 )
 
 # --- 6.6 a test for neighbours -------------------------------------------------------
 
-TABLE = numbers(20, 2)
+TABLE = numbers(20, 2, seed=4)
 
 
 def alone(row):
@@ -361,41 +346,37 @@ NEIGHBOURS = Exercise(
     },
     notice="Your test knows nothing of models. It would catch the same mistakes in a "
     "filter of 135 million weights.",
-    mistakes=[
-        Mistake(
-            lambda classify, messages: classify(messages),
-            "Your test lets every filter pass. What should be the same for a message "
-            "alone and in company, and where do you `assert` it?",
-            "castorini/castor#176: nobody had compared",
-        ),
-        Mistake(
-            partial(refuse_neighbours, close=torch.equal),
-            "You refuse the good filter, too: the last digits of a float may depend on "
-            "the batch. How near is near enough?",
-            "aalok-sathe/surprisal#16",
-        ),
-        Mistake(
-            partial(refuse_neighbours, which=slice(1)),
-            "You compare only the first message. What of a filter that mixes up the "
-            "others?",
-            "mead-ml/mead-baseline#677",
-        ),
-        Mistake(
-            copies_only,
-            "Your neighbours have all the same length, so there is no padding.",
-            "FutureComputing4AI/MalConv2#6",
-        ),
-    ],
+    mistakes=known(
+        lambda classify, messages: classify(messages),
+        "Your test lets every filter pass. What should be the same for a message "
+        "alone and in company, and where do you `assert` it?",
+        "castorini/castor#176: nobody had compared",
+        partial(refuse_neighbours, close=torch.equal),
+        "You refuse the good filter, too: the last digits of a float may depend on "
+        "the batch. How near is near enough?",
+        "aalok-sathe/surprisal#16",
+        partial(refuse_neighbours, which=slice(1)),
+        "You compare only the first message. What of a filter that mixes up the "
+        "others?",
+        "mead-ml/mead-baseline#677",
+        partial(refuse_neighbours, close=lambda a, b: a.argmax() == b.argmax()),
+        "You compare the classes only. A neighbour can change the logits a good "
+        "deal before another class wins.",
+        "a first attempt of ours",
+        copies_only,
+        "Your neighbours have all the same length, so there is no padding.",
+        "FutureComputing4AI/MalConv2#6",
+    ),
 )
 
 # --- 6.7 an interval -----------------------------------------------------------------
 
 
-def interval(ours, theirs, deviation=statistics.stdev, root=True):
-    points = [100 * (a - b) for a, b in zip(ours.int(), theirs.int(), strict=True)]
+def interval(ours, theirs, deviation=statistics.stdev, root=True, unit=100, z=1.96):
+    points = [unit * (a - b) for a, b in zip(ours.int(), theirs.int(), strict=True)]
     points = [float(p) for p in points]
     mean = statistics.fmean(points)
-    half = 1.96 * deviation(points) / (len(points) ** 0.5 if root else 1)
+    half = z * deviation(points) / (len(points) ** 0.5 if root else 1)
     return mean, mean - half, mean + half
 
 
@@ -416,30 +397,28 @@ PAIRED = Exercise(
     },
     notice="Where both are right, or both wrong, nothing is added: the pairs make the "
     "interval narrow.",
-    mistakes=[
-        Mistake(
-            unpaired,
-            "You add up the variances of the two, as if each had been tested on "
-            "messages of its own. What has every single message to say?",
-            "EleutherAI/lm-evaluation-harness#3831",
-        ),
-        Mistake(
-            partial(interval, root=False),
-            "So much do single messages scatter. The mean of n of them scatters less.",
-            "section 6.7",
-        ),
-        Mistake(
-            partial(interval, deviation=statistics.pstdev),
-            "Nearly. The deviation of a sample is divided by n − 1, since the mean was "
-            "taken from the same sample.",
-            "section 6.7",
-        ),
-        Mistake(
-            lambda ours, theirs: interval(theirs, ours),
-            "The sign is the other way round: above zero, ours is ahead.",
-            "section 6.7",
-        ),
-    ],
+    mistakes=known(
+        unpaired,
+        "You add up the variances of the two, as if each had been tested on "
+        "messages of its own. What has every single message to say?",
+        "EleutherAI/lm-evaluation-harness#3831",
+        partial(interval, unit=1),
+        "Right as shares of 1. The answer is to be in points, up to 100.",
+        "a first attempt of ours",
+        partial(interval, z=1),
+        "That is one standard error on either side. How many make 95 %?",
+        "a first attempt of ours",
+        partial(interval, root=False),
+        "So much do single messages scatter. The mean of n of them scatters less.",
+        "section 6.7",
+        partial(interval, deviation=statistics.pstdev),
+        "Nearly. The deviation of a sample is divided by n − 1, since the mean was "
+        "taken from the same sample.",
+        "section 6.7",
+        lambda ours, theirs: interval(theirs, ours),
+        "The sign is the other way round: above zero, ours is ahead.",
+        "section 6.7",
+    ),
 )
 
 # --- 6.8 mend the order --------------------------------------------------------------
@@ -475,18 +454,18 @@ ORDER = Exercise(
     },
     notice="With sorted rows all was well. A test with rows that happen to be sorted "
     "would never have found it.",
-    mistakes=[
-        Mistake(
-            partial(states_by_length, back="twice"),
-            "Nearly. You have the list that says which row came first; you need the "
-            "opposite, where row 0 has gone. With two rows it is the same.",
-            "mead-ml/mead-baseline#677",
-        ),
-        Mistake(partial(states_by_length, cut=False), PADDED, "section 6.5"),
-        Mistake(
-            lambda rows, f: list(f(pad_sequence(rows, True))), PADDED, "section 6.5"
-        ),
-    ],
+    mistakes=known(
+        partial(states_by_length, back="twice"),
+        "Nearly. You have the list that says which row came first; you need the "
+        "opposite, where row 0 has gone. With two rows it is the same.",
+        "mead-ml/mead-baseline#677",
+        partial(states_by_length, cut=False),
+        PADDED,
+        "section 6.5",
+        lambda rows, f: list(f(pad_sequence(rows, True))),
+        PADDED,
+        "section 6.5",
+    ),
 )
 
 # --- 6.9 what an adapter holds -------------------------------------------------------
@@ -501,34 +480,27 @@ SIZES = Exercise(
     "what an adapter holds",
     adapter(),
     notice="Less than a megabyte as floats, for a model of half a gigabyte.",
-    mistakes=[
-        Mistake(
-            adapter(a=(576, 4), b=(4, 192)),
-            "The count is right. A and B lie the other way: they multiply a column x "
-            "from the left, B (A x), as `nn.Linear` keeps its matrix.",
-            "section 6.12",
-        ),
-        Mistake(
-            adapter(a=(4, 192), b=(576, 4)),
-            "Which of the two meets x first, and how long is x?",
-            "section 6.12",
-        ),
-        Mistake(
-            adapter(n=30 * 4 * 4 * 576),
-            "The values have 192 rows only: three groups share them.",
-            "section 6.12",
-        ),
-        Mistake(
-            adapter(n=4 * (2 * 576 + 576 + 192)),
-            "That is one block.",
-            "section 6.12",
-        ),
-        Mistake(
-            adapter(n=30 * (576 * 576 + 576 * 192)),
-            "So many numbers have the two matrices themselves. And their adapters?",
-            "section 6.12",
-        ),
-    ],
+    mistakes=known(
+        adapter(a=(576, 4), b=(4, 192)),
+        "The count is right. A and B lie the other way: they multiply a column x "
+        "from the left, B (A x), as `nn.Linear` keeps its matrix.",
+        "section 6.12",
+        adapter(a=(4, 192), b=(576, 4)),
+        "Which of the two meets x first, and how long is x?",
+        "section 6.12",
+        adapter(n=30 * 4 * 4 * 576),
+        "The values have 192 rows only: three groups share them.",
+        "section 6.12",
+        adapter(n=30 * 4 * (576 + 192)),
+        "The adapters of `W_value` only. Which matrix has one, too?",
+        "a first attempt of ours",
+        adapter(n=4 * (2 * 576 + 576 + 192)),
+        "That is one block.",
+        "section 6.12",
+        adapter(n=30 * (576 * 576 + 576 * 192)),
+        "So many numbers have the two matrices themselves. And their adapters?",
+        "section 6.12",
+    ),
 )
 
 # --- 6.10 a project: LoRA from nothing -----------------------------------------------
@@ -554,9 +526,12 @@ def adapted(cls, linear, rank, alpha, x):
     """Return what a fresh adapter is and does, and what a trained one does."""
     layer = cls(linear, rank, alpha)
     trained = sorted(n for n, p in layer.named_parameters() if p.requires_grad)
-    found = {"trained": trained, "at first": layer(x)}
-    found |= {"A has zeros": bool((layer.A == 0).any())}
-    found |= {"B is all zeros": bool((layer.B == 0).all())}
+    zeros = [bool((layer.A == 0).any()), bool((layer.B == 0).all())]
+    found = {
+        "trained": trained,
+        "at first": layer(x),
+        "a zero in A, all zero in B": zeros,
+    }
     layer.A.data = torch.linspace(-1, 1, layer.A.numel()).view(layer.A.shape)
     layer.B.data = torch.linspace(-1, 2, layer.B.numel()).view(layer.B.shape)
     return found | {"after some training": layer(x)}
@@ -580,39 +555,35 @@ LORA = Exercise(
     },
     notice="At first it does what the plain layer does, to the last bit, and still it "
     "can begin to learn: B has a slope.",
-    mistakes=[
-        Mistake(
-            partial(Adapted, b=True),
-            "A fresh adapter must change nothing. Which of the two starts at zero?",
-            "hao-ai-lab/FastVideo#781",
-        ),
-        Mistake(
-            partial(Adapted, a=False),
-            "Both start at zero. Then which of the two has a gradient?",
-            "Guitaricet/relora#18",
-        ),
-        Mistake(
-            partial(Adapted, a=False, b=True),
-            "It would learn, too. But here, as in the chapter, B is the one that "
-            "starts at zero.",
-            "microsoft/LoRA#98",
-        ),
-        Mistake(
-            partial(Adapted, scale=lambda alpha, rank: 1),
-            "The adapter works, but not at its strength. What stands before B A x?",
-            "hao-ai-lab/FastVideo#870",
-        ),
-        Mistake(
-            partial(Adapted, scale=lambda alpha, rank: alpha),
-            "Too strong: by what is α divided?",
-            "a first attempt of ours",
-        ),
-        Mistake(
-            partial(Adapted, frozen=False),
-            "The layer itself would be trained as well: then nothing is saved.",
-            "section 6.12",
-        ),
-    ],
+    mistakes=known(
+        partial(Adapted, b=True),
+        "A fresh adapter must change nothing. Which of the two starts at zero?",
+        "hao-ai-lab/FastVideo#781",
+        partial(Adapted, a=False),
+        "Both start at zero. Then which of the two has a gradient?",
+        "Guitaricet/relora#18",
+        partial(Adapted, a=False, b=True),
+        "It would learn, too. But here, as in the chapter, B is the one that "
+        "starts at zero.",
+        "microsoft/LoRA#98",
+        partial(Adapted, scale=lambda alpha, rank: 1),
+        "The adapter works, but not at its strength. What stands before B A x?",
+        "hao-ai-lab/FastVideo#870",
+        partial(Adapted, scale=lambda alpha, rank: alpha),
+        "Too strong: by what is α divided?",
+        "a first attempt of ours",
+        lambda old, *to: Adapted(old.register_parameter("bias", None) or old, *to),
+        "The bias of the old layer is lost. Who could take care of weight and bias "
+        "together?",
+        "a first attempt of ours",
+        lambda *arguments: Adapted(*arguments).requires_grad_(False),
+        "An optimizer finds nothing to train. Is each of A and B a parameter of "
+        "the module, and did you freeze before they were there, or after?",
+        "a first attempt of ours",
+        partial(Adapted, frozen=False),
+        "The layer itself would be trained as well: then nothing is saved.",
+        "section 6.12",
+    ),
 )
 
 
@@ -634,35 +605,32 @@ MERGE = Exercise(
         "five out, three in, rank 2": (*matrices(5, 3, 2), 6.0),
     },
     notice="One matrix again. Whoever gets it cannot tell that there was an adapter.",
-    mistakes=[
-        Mistake(
-            partial(merge, scale=lambda alpha, A: 1),
-            "The factor is missing: the adapter was stronger, or weaker, than that.",
-            "cloneofsimo/lora#187",
-        ),
-        Mistake(
-            partial(merge, scale=lambda alpha, A: alpha),
-            "With rank 1 this is right. With rank 2 it is twice too much.",
-            "a first attempt of ours",
-        ),
-        Mistake(
-            partial(merge, scale=lambda alpha, A: alpha / A.shape[1]),
-            "α is divided by a size, but not by the rank. Which side of A is the rank?",
-            "section 6.12",
-        ),
-        Mistake(
-            partial(merge, turned=True),
-            "What you add lies on its side: rows and columns are exchanged.",
-            "section 6.12",
-        ),
-    ],
+    mistakes=known(
+        partial(merge, scale=lambda alpha, A: 1),
+        "The factor is missing: the adapter was stronger, or weaker, than that.",
+        "cloneofsimo/lora#187",
+        partial(merge, scale=lambda alpha, A: alpha),
+        "With rank 1 this is right. With rank 2 the adapter is twice as strong.",
+        "a first attempt of ours",
+        partial(merge, scale=lambda alpha, A: alpha / A.shape[1]),
+        "α is divided by a size, but not by the rank. Which side of A is the rank?",
+        "section 6.12",
+        partial(merge, turned=True),
+        "What you add lies on its side: rows and columns are exchanged.",
+        "section 6.12",
+    ),
 )
 
 
-def best_adapter(change, rank, which=slice(None), power=1, right=None):
+def best_adapter(change, rank, which=slice(None), power=1):
     U, S, Vh = torch.linalg.svd(change, full_matrices=False)
     U, S, Vh = U[:, which][:, :rank], S[which][:rank], Vh[which][:rank]
-    return Vh if right is None else right(Vh), U * S**power
+    return Vh, U * S**power
+
+
+def columns_of_vh(change, rank):
+    Vh = torch.linalg.svd(change, full_matrices=False)[2]
+    return Vh[:, :rank].mT, best_adapter(change, rank)[1]
 
 
 def near(answer, change, rank):
@@ -683,28 +651,30 @@ BEST = Exercise(
     },
     notice="No training can come nearer with this rank. Programs that make an adapter "
     "out of two finished models do just this.",
-    mistakes=[
-        Mistake(
-            partial(best_adapter, which=torch.tensor([-1, -2, -3])),
-            "You keep the weakest directions. How does `svd` sort?",
-            "section 6.13",
-        ),
-        Mistake(
-            partial(best_adapter, power=0),
-            "The directions are right, their strengths are lost. Where is S?",
-            "a first attempt of ours",
-        ),
-        Mistake(
-            partial(best_adapter, power=2),
-            "The strengths count twice: once in A, and once in B?",
-            "a first attempt of ours",
-        ),
-        Mistake(
-            lambda change, rank: (change[:rank], torch.eye(len(change))[:, :rank]),
-            "You keep the first rows of the change. What is left is often much more.",
-            "section 6.13",
-        ),
-    ],
+    mistakes=known(
+        partial(best_adapter, which=torch.tensor([-1, -2, -3])),
+        "You keep the weakest directions. How does `svd` sort?",
+        "section 6.13",
+        lambda change, rank: (change[:rank], torch.eye(len(change))[:, :rank]),
+        "You keep the first rows of the change. What is left is often much more.",
+        "section 6.13",
+        partial(best_adapter, power=0),
+        "The directions are right, their strengths are lost. Where is S?",
+        "a first attempt of ours",
+        partial(best_adapter, power=2),
+        "The strengths count twice: once in A, and once in B?",
+        "a first attempt of ours",
+        lambda change, rank: best_adapter(change, len(change)),
+        "All directions are kept. How many rows may A have?",
+        "a first attempt of ours",
+        lambda change, rank: best_adapter(change, rank)[::-1],
+        "A and B have changed places. Which of the two meets x first?",
+        "a first attempt of ours",
+        columns_of_vh,
+        "The third part of `svd` is ready for the product (its usual name is Vh). "
+        "Do its directions lie in rows or in columns?",
+        "a first attempt of ours",
+    ),
 )
 
 check = Checks(
