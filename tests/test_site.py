@@ -182,6 +182,9 @@ def test_a_deck_goes_on_and_folds_what_was_asked(show):
     browser.execute_script(go + ".findIndex(s => s.className.includes('prediction')))")
     fold = browser.find_element("css selector", "section.present details")
     assert not fold.get_attribute("open")
+    slides = browser.find_elements("css selector", ".slides > section")
+    folds = [len(s.find_elements("css selector", "summary")) for s in slides]
+    assert [n for n in folds if n > 1] == 5 * [4], "the quiz, a slide a question"
 
 
 def test_formulas_are_typeset_without_a_script(show):
