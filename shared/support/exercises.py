@@ -34,7 +34,9 @@ WRONG = "✗ #D55E00 not right yet"
 OWN_FILE = re.compile(r"<(cell|ipython)|.*ipykernel")  # where a learner's code lies
 NUMBER, LIST = int | float, list | tuple
 KINDS = (torch.Tensor, dict, LIST, NUMBER)  # what is compared alike
-CHANGED = "The result is right, but your function changes its input. `x += 1`, `x[0] = 1`"
+CHANGED = (
+    "The result is right, but your function changes its input. `x += 1`, `x[0] = 1`"
+)
 CHANGED += " and `x.add_(1)` write into x itself; `x = x + 1` makes a new tensor."
 CUT = "The values are right, but the gradients that flow back through them are not. "
 CUT += "`.item()`, `.numpy()`, `.detach()`, `.data` and `torch.tensor` cut the record."
