@@ -33,14 +33,43 @@ EXERCISE_1 = Exercise(
         Mistake(SHAPES | {"pairs": (3, 3)}, "Four are right. In `pairs`, two lists of "
             "the same length are read together, as in `counts[[t, h, e], [h, e, n]]`. "
             "How many numbers came out there?", "numpy-discussion, April 2013: no "
-            "grid"),
+            "grid",
+        ),
         Mistake(SHAPES | {"totals": (71,)}, "Four are right. In `totals` one axis is "
             "summed up. What does `keepdim=True` leave in its place?",
-            "makemore's lecture: P / P.sum(1)"),
+            "makemore's lecture: P / P.sum(1)",
+        ),
         Mistake(SHAPES | {"flat": (192,)}, "Four are right. `flatten(1)` lays out all "
             "axes from number 1 on. Is the batch, axis 0, among them?", REVIEW),
         Mistake(SHAPES | {"flat": (32, 3, 2)}, "Four are right. (32, 3, 2) is what the "
             "lookup gives. What does `flatten(1)` do with the last two axes?", REVIEW),
+        Mistake(SHAPES | {"row": (1, 71)}, "Four are right. `counts[7]` asks for one "
+            "row with a number. Does an axis of rows stay behind?",
+            "a trial of this exercise",
+        ),
+        Mistake(SHAPES | {"pairs": (3, 3), "grid": (3,)}, "Three are right, and "
+            "`pairs` and `grid` have changed places: which of the two has the `[:, "
+            "None]`, so that one list stands up?",
+            "a trial of this exercise",
+        ),
+        Mistake(SHAPES | {"grid": (3,)}, "Four are right. In `grid`, `[:, None]` has "
+            "made (3, 1) of one list. What does broadcasting make of it and the "
+            "other, (3,)?",
+            "a trial of this exercise",
+        ),
+        Mistake(SHAPES | {"grid": (3, 1, 3)}, "Four are right. In `grid`, (3, 1) and "
+            "(3,) are not put together, but stretched until they fit. To which shape?",
+            "a trial of this exercise",
+        ),
+        Mistake(SHAPES | {"pairs": (3, 2)}, "Four are right. `pairs` asks for three "
+            "pairs (row, column). How many numbers does the table hold at one such "
+            "place?",
+            "a trial of this exercise",
+        ),
+        Mistake(SHAPES | {"flat": (32, 3)}, "Four are right. In `flat`, every id of a "
+            "context brings a point of two numbers.",
+            "a trial of this exercise",
+        ),
     ], notice="`grid` and `pairs` have the same two lists in them; only `[:, None]` "
         "makes a grid of one and a row of pairs of the other.",
 )
@@ -69,12 +98,22 @@ EXERCISE_2 = Exercise(
             "2. Which base does `log` have here?", "stats.stackexchange.com 345507"),
         Mistake(lambda P: (1 / P).mean(), "You average a perplexity for each letter. "
             "The mean comes first, over the prices, and then the exponential.",
-            "averages over batches, PTB threads"),
+            "averages over batches, PTB threads",
+        ),
         Mistake(lambda P: (-P.log().sum()).exp(), "The price of the whole text. Longer "
             "texts would always be worse: sum, or mean?", "summed losses, PTB threads"),
         Mistake(lambda P: P.prod() ** (-1 / len(P)), "On paper that is right. But "
             "multiply 2,000 numbers of 0.1: what is left of it in float32? This is why "
             "one adds logarithms.", "section 1.4: why a logarithm"),
+        Mistake(lambda P: P.log().mean().exp(), "Yours grows with P: the better "
+            "model gets the larger number. The price of a letter is −log P. Where is "
+            "the minus?",
+            "a trial of this exercise",
+        ),
+        Mistake(lambda P: 1 / P.mean(), "You take the mean of the probabilities. What "
+            "is averaged are the prices.",
+            "a trial of this exercise",
+        ),
     ], notice="One letter that was called impossible makes the whole text infinitely "
         "bad: this is what smoothing is for.",
 )
@@ -83,10 +122,10 @@ EXERCISE_2 = Exercise(
 # --- 1.3 -----------------------------------------------------------------------------
 
 
-def softmax_with(scores, shift=lambda z: z.amax(-1, keepdim=True), axis=-1):
+def softmax_with(scores, shift=lambda z: z.amax(-1, keepdim=True), axis=-1, keep=True):
     """Return a softmax that subtracts something and sums along some axis."""
     powers = (scores - shift(scores)).exp()
-    return powers / powers.sum(dim=axis, keepdim=True)
+    return powers / powers.sum(dim=axis, keepdim=keep)
 
 
 # fmt: off
@@ -108,13 +147,35 @@ EXERCISE_3 = Exercise(
             "its own.", "shusei-e.github.io: np.max(x) over all"),
         Mistake(partial(softmax_with, axis=0), "The columns sum to 1. Each row is a "
             "distribution: along which axis must be summed?",
-            "PyTorch's warning: implicit dim"),
+            "PyTorch's warning: implicit dim",
+        ),
         Mistake(lambda z: softmax_with(z, axis=tuple(range(z.ndim))),
             "All numbers together sum to 1. Each row is a distribution of its own.",
-            "1-D softmax used on 2-D, delftstack"),
+            "1-D softmax used on 2-D, delftstack",
+        ),
         Mistake(lambda z: softmax_with(z.clamp(max=80)), "No overflow any more, but "
             "scores of 1,000 and 1,002 have become the same. Shift the scores; don't "
             "cut them.", "clipping, softmax questions"),
+        Mistake(partial(softmax_with, keep=False), "A sum or a maximum over the last "
+            "axis takes that axis away. Section 1.3 had a word that keeps it, with "
+            "length 1, so that each row meets its own total.",
+            "section 1.3: keepdim",
+        ),
+        Mistake(lambda z: z - z.max(dim=-1, keepdim=True), "`max` with a `dim` "
+            "returns two things, the largest values and their places. Which one do "
+            "you need?",
+            "a trial of this exercise",
+        ),
+        Mistake(lambda z: softmax_with(z, lambda z: z.max(), tuple(range(z.ndim))),
+            "All numbers together sum to 1. Each row is a distribution of its own, "
+            "and has a largest score of its own.",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(softmax_with, shift=lambda z: z.mean(-1, keepdim=True)),
+            "Any number may be subtracted, if it is a number: what is the mean of a "
+            "row with a minus infinity in it?",
+            "a trial of this exercise",
+        ),
     ], notice="Only differences between the scores of a row count. So you could "
         "subtract any number, and the largest is the one that is always safe.",
 )
@@ -128,6 +189,17 @@ def refuse(table, lowest=0.0, near=1e-4, axis=1, nan_is_bad=True):
     off = (table.sum(dim=axis) - 1).abs()
     assert (off <= near).all() if nan_is_bad else not (off > near).any()
     assert not (table < lowest).any()
+
+
+def refuse_total(table):
+    """Assert that all rows together hold V, and nothing of each."""
+    assert not (table < 0).any() and abs(table.sum() - len(table)) < 1e-3
+
+
+def complain(table):
+    """Raise another error than that of an assert."""
+    if refuses(refuse, table) == "refused":
+        raise ValueError
 
 
 GOOD = torch.rand(71, 71, generator=torch.Generator().manual_seed(1)) ** 4
@@ -151,13 +223,30 @@ EXERCISE_4 = Exercise(
             "good table, whose rows sum to 1.", "makemore's lecture: columns"),
         Mistake(partial(refuse, lowest=NEG_INF), "A row of 1.5 and −0.5 sums to 1, "
             "too. What else must hold for a probability?", "sign forgotten: our own "
-            "first version"),
+            "first version",
+        ),
         Mistake(partial(refuse, nan_is_bad=False), "Every comparison with nan is "
             "False, also 'is it too far from 1?'. Ask the other way round: is every "
             "row near enough?", "nan != nan, python questions"),
         Mistake(partial(refuse, near=0.05), "A table whose rows sum to 0.99 gets "
             "through. How large is an error of rounding in float32, and how large is "
             "this one?", "atol=1e-2, a university course's tests"),
+        Mistake(lambda table: None, "All four get through. Does an `assert` stand "
+            "there? What a test returns, nobody looks at.",
+            "a trial of this exercise",
+        ),
+        Mistake(refuse_total, "All rows together may hold V although one has too much "
+            "and another too little. Each row is a distribution of its own.",
+            "a trial of this exercise",
+        ),
+        Mistake(complain, "You find all four. But you raise a ValueError: what is "
+            "raised where an `assert` fails?",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(refuse, lowest=1e-30), "You refuse a good table. May a "
+            "probability be 0?",
+            "a trial of this exercise",
+        ),
     ], notice="A test has two sides: it lets the good through, with their rounding, "
         "and it stops the bad. `nan` slips through every test that asks for the wrong "
         "thing.",
@@ -195,11 +284,13 @@ EXERCISE_5 = Exercise(
         Mistake(partial(losses_of, clear="never", pace=0.1),
             "Smaller steps swing later, but they swing. Print the gradient of one "
             "weight in every step: does it belong to this step only?",
-            "'lower the learning rate'"),
+            "'lower the learning rate'",
+        ),
         Mistake(lambda x, y, V, n, lr: len(x) * losses_of(x, y, V, n, lr, pace=len(x)),
             "The loss is now a sum over the text, no longer the mean. That was not the "
             "fault: look at the order of the calls.", "reduction='sum' tried against a "
-            "loss that does not fall"),
+            "loss that does not fall",
+        ),
     ], notice="`backward` adds. That is useful, too: chapter 5 adds up the gradients "
         "of several small batches before it takes one step.",
 )
@@ -216,23 +307,35 @@ EXERCISE_6A = Exercise(
             "each?", "contexts and cells mixed up: section 1.6's first column"),
         Mistake(2 * 71**2, "Two tables of pairs would not know which two letters stood "
             "together. Every pair of letters has a row of its own.",
-            "2 V² for V³, n-gram questions"),
+            "2 V² for V³, n-gram questions",
+        ),
+        Mistake(71**2 + 71, "That is one row more than the table of section 1.3 has. "
+            "Now a row belongs to a pair: how many pairs are there?",
+            "a trial of this exercise",
+        ),
+        Mistake(71**4, "A row for every pair, and 71 numbers in each: a factor 71 too "
+            "many. One letter is predicted, not a pair.",
+            "a trial of this exercise",
+        ),
     ], notice="Three letters of context would take 71 times as much again: the wall of "
         "section 1.6.",
 )
 # fmt: on
 
 
-def count_triples(ids, V, start=0):
+def count_triples(ids, V, start=0, step=1):
     """Return numpy's histogram of all triples of neighbours."""
-    triples = np.lib.stride_tricks.sliding_window_view(ids.numpy(), 3)[start:]
+    triples = np.lib.stride_tricks.sliding_window_view(ids.numpy(), 3)[start::step]
     table, _ = np.histogramdd(triples, bins=[np.arange(V + 1)] * 3)
     return torch.from_numpy(table).long()
 
 
-def numbered(ids, V, factors):
+def numbered(ids, V, factors=None, short=False):
     """Return the counts where the number of a triple was made in a wrong way."""
+    factors = factors or (V**2, V, 1)
     number = (ids.unfold(0, 3, 1) * torch.tensor(factors)).sum(dim=1)
+    if short:
+        return torch.bincount(number).view(V, V, V)
     return torch.bincount(number, minlength=V**3)[: V**3].view(V, V, V)
 
 
@@ -245,14 +348,35 @@ EXERCISE_6B = Exercise(
         Mistake(partial(numbered, factors=(1, 1, 1)), "Different triples get the same "
             "number. In 1.3 the pair (i, j) was number i · V + j. What comes before i "
             "· V if there is one letter more?", "section 1.3's trick, one axis "
-            "further"),
+            "further",
+        ),
         Mistake(lambda ids, V: count_triples(ids, V).clamp(max=1),
             "No cell is larger than 1. `counts[i, j, k] += 1` with lists of ids reads, "
             "adds and writes once, also where a cell is named twice.",
-            "torch index_put_ without accumulate"),
+            "torch index_put_ without accumulate",
+        ),
         Mistake(partial(count_triples, start=1), "One triple is missing. A text of N "
             "letters has N − 2 of them: which slices of the text do you put side by "
             "side?", "off by one in ids[:-2], ids[1:-1], ids[2:]"),
+        Mistake(lambda ids, V: numbered(ids, V, (V, V, 1)), "Different triples get "
+            "the same number. In 1.3 the pair (i, j) was number i · V + j. What comes "
+            "before i · V if there is one letter more?",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(numbered, short=True),
+            "`bincount` stops at the largest number that occurs, so its row is too "
+            "short for the table. Which argument of it did section 1.3 use?",
+            "section 1.3: minlength",
+        ),
+        Mistake(lambda ids, V: count_triples(ids[:-1], V), "One triple is missing, "
+            "the last. A text of N letters has N − 2 of them: where does your loop, "
+            "or your slice, end?",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(count_triples, step=3), "You go on three letters at a time. "
+            "Triples overlap: one begins at each letter.",
+            "a trial of this exercise",
+        ),
     ], notice="Nearly all cells are empty.",
 )
 # fmt: on
@@ -261,18 +385,22 @@ EXERCISE_6B = Exercise(
 class Reference:
     """Two letters of context that fall back on one, as a loop over a dictionary."""
 
-    def __init__(self, ids, V, added, middle=1, falls_back=True, begin=0):
-        parts = [ids.unfold(0, 3, 1), *(ids[begin:].unfold(0, n, 1) for n in (2, 1))]
+    def __init__(
+        self, ids, V, added, middle=1, falls_back=True, seen=slice(None), **also
+    ):
+        parts = [ids.unfold(0, 3, 1), *(ids[seen].unfold(0, n, 1) for n in (2, 1))]
         three, two, one = (Counter(map(tuple, part.tolist())) for part in parts)
-        one[ids[-1].item(),] -= 1  # nothing follows the end
+        one[ids[seen][-1].item(),] -= 1  # nothing follows the end
         starts = Counter(window[:2] for window in three.elements())
         self.P = torch.zeros(V, V, V)
         for i, j, k in np.ndindex(V, V, V):
             last = (i, j)[middle]
-            share = (two[last, k] + added / V) / (one[last,] + added)
+            share = two[last, k] + added / also.get("spread", V)
+            share = share / (one[last,] + added)
             share = share if falls_back else 1 / V
             count = three[i, j, k] + added * share
-            self.P[i, j, k] = count / (starts[i, j] + added)
+            whole = starts[(j, k) if also.get("lying") else (i, j)]
+            self.P[i, j, k] = count / (whole + added)
 
     def probabilities(self):
         """Return the table (V, V, V)."""
@@ -282,6 +410,14 @@ class Reference:
         """Return the exponential of torch's loss of the last letter of each triple."""
         i, j, k = ids.unfold(0, 3, 1).T
         return F.nll_loss(self.P[i, j].log(), k).exp()
+
+
+class CrossEntropy(Reference):
+    """Forgets the exponential."""
+
+    def perplexity(self, ids):
+        """Return the mean price."""
+        return super().perplexity(ids).log()
 
 
 def said(model, ids, V, added, new=None):
@@ -300,13 +436,33 @@ EXERCISE_6C = Exercise(
         Mistake(partial(Reference, falls_back=False), "Where does a pair of letters "
             "that never occurred get its probabilities? Yours gives every letter the "
             "same; it should ask the table with one letter of context.",
-            "add-alpha smoothing used where section 1.6 falls back"),
+            "add-alpha smoothing used where section 1.6 falls back",
+        ),
         Mistake(partial(Reference, middle=0), "You fall back on the first of the two "
             "letters. Which of them stands next to the letter that is predicted?",
-            "axis of the bigram mixed up with that of the trigram"),
-        Mistake(partial(Reference, begin=1), "The first pair of the text is missing. "
-            "In the table of triples, a pair (j, k) is counted only where a letter "
-            "stands before it.", "self-test: pairs as triples summed up"),
+            "axis of the bigram mixed up with that of the trigram",
+        ),
+        Mistake(partial(Reference, seen=slice(1, None)), "The first pair of the text "
+            "is missing. In the table of triples, a pair (j, k) is counted only where "
+            "a letter stands before it.", "self-test: pairs as triples summed up"),
+        Mistake(partial(Reference, seen=slice(-1)), "The last pair of the text is "
+            "missing. In the table of triples, a pair (i, j) is counted only where a "
+            "letter follows it.",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(Reference, spread=1), "Look at a row of P(k | j): does it add "
+            "up to 1? `added` observations in all are shared out among V letters.",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(Reference, lying=True), "Do your rows add up to 1? The totals "
+            "of the pairs have lost an axis and lie down across the wrong ones. What "
+            "keeps it?",
+            "section 1.3: keepdim",
+        ),
+        Mistake(CrossEntropy, "The table is right. What you return for the text is "
+            "the cross-entropy, in nats. What makes a perplexity of it?",
+            "a trial of this exercise",
+        ),
     ], notice="With `added` near 0 you get the counted table, with a large one the "
         "model with one letter of context. The best lies between.",
 )

@@ -40,6 +40,26 @@ EXERCISE_1 = Exercise(
         Mistake(["en", "ten", "tent"], "Two are right. Then there are ten + t and ten "
             "+ _: the underscore counts as a letter. Which of the two is more "
             "frequent?", "words without their end"),
+        Mistake(["te", "ten", "ten_"], "Count once more: te stands in `ten` and "
+            "`tent`. In which words does en stand?",
+            "a trial of this exercise",
+        ),
+        Mistake(["en", "ten", "en_"], "Two are right. The underscore did follow en "
+            "five times, but by now nearly all of these en are inside ten.",
+            "a trial of this exercise",
+        ),
+        Mistake(["en", "en_", "ten_"], "The first is right. Which is more frequent "
+            "after it, t + en or en + _? One of them stands in `tent`, too.",
+            "a trial of this exercise",
+        ),
+        Mistake(["en", "n_", "te"], "The three most frequent pairs at the start. But "
+            "once e + n is one token, which pairs are left?",
+            "a trial of this exercise",
+        ),
+        Mistake(["e n", "t en", "ten _"], "The merges are right. Write each token as "
+            "it is once it is glued, without a space.",
+            "a trial of this exercise",
+        ),
     ], notice="Merge 3 made a whole word: what is frequent soon is one token.",
 )
 # fmt: on
@@ -53,10 +73,10 @@ def bytes_replace(ids, pair, new_id):
 def merge_with(ids, pair, new_id, fault=""):
     """Return a merge with a known fault."""
     out, i = [], 0
-    while i < len(ids) - (fault == "end"):
+    while i < len(ids) - ("end" in fault):
         hit = tuple(ids[i : i + 2]) == tuple(pair)
         out.append(new_id if hit else ids[i])
-        i += 1 + (hit and fault != "no skip")
+        i += 1 + (hit and "no skip" not in fault)
     return out
 
 
@@ -70,9 +90,15 @@ EXERCISE_2 = Exercise(
     mistakes=[
         Mistake(partial(merge_with, fault="no skip"), "The right half is still there "
             "after the new id. How far must you go on when you have glued two?",
-            "minbpe issue 51: overlapping pairs"),
+            "minbpe issue 51: overlapping pairs",
+        ),
         Mistake(partial(merge_with, fault="end"), "The last id is lost when it belongs "
             "to no pair. Where does your loop end?", "range(len(ids) - 1)"),
+        Mistake(partial(merge_with, fault="no skip, end"), "The right half is still "
+            "there after the new id, and an id at the end is lost. How far must you "
+            "go on when you have glued two, and where does your loop end?",
+            "a trial of this exercise",
+        ),
     ], notice="Of five equal ids, four are glued, from the left, and one is left over.",
 )
 # fmt: on
@@ -155,9 +181,9 @@ def decode_each(ids, vocab, errors="replace", encoding="utf-8"):
     return "".join(vocab[i].decode(encoding, errors=errors) for i in ids)
 
 
-def decode_strictly(ids, vocab):
-    """Join the bytes, and fail where they are no text."""
-    return b"".join(vocab[i] for i in ids).decode()
+def decode_joined(ids, vocab, errors="strict"):
+    """Join the bytes, and fail where they are no text, or leave these out."""
+    return b"".join(vocab[i] for i in ids).decode(errors=errors)
 
 
 # fmt: off
@@ -172,10 +198,17 @@ EXERCISE_4 = Exercise(
             "text?", "replicate/cog-llama-template pull 75"),
         Mistake(partial(decode_each, encoding="latin-1"), "Latin-1 has a character for "
             "every byte, but the wrong one. How was the text written?",
-            "latin-1 as a cure, stackoverflow"),
-        Mistake(decode_strictly, "The dove flies. But a model's text may end inside a "
+            "latin-1 as a cure, stackoverflow",
+        ),
+        Mistake(decode_joined, "The dove flies. But a model's text may end inside a "
             "character: what did the old version do with bytes that are no text?",
-            "tiktoken_ruby pull 123"),
+            "tiktoken_ruby pull 123",
+        ),
+        Mistake(partial(decode_joined, errors="ignore"), "The dove flies. But half a "
+            "dove now vanishes without a trace. What should stand there, so that one "
+            "sees that something was broken?",
+            "a trial of this exercise",
+        ),
     ], notice="A program that shows a text while it is being written must hold back "
         "half a dove until the other half comes.",
 )
@@ -190,6 +223,11 @@ MERGED = rust([(b"t", b"h"), (b" ", b" "), *DOVE], {"<|endoftext|>": 260})
 def ordinary(text):
     """Return the bytes of a text."""
     return list(text.encode())
+
+
+def in_pairs(text):
+    """Return the bytes of a text, two by two."""
+    return [int.from_bytes(text.encode()[n : n + 2]) for n in range(0, len(text), 2)]
 
 
 def tokenizer(encode=ordinary, decode=lambda ids: PLAIN.decode(ids), eot_token=256):
@@ -210,6 +248,11 @@ def refuse(tokenizer, texts=("Ivy, a  DOVE\n 🕊", "a<|endoftext|>b")):
         assert tokenizer.eot_token not in ids
 
 
+def refuse_all(tokenizer):
+    """Wait for an error that does not come."""
+    raise AssertionError
+
+
 def expect_bytes(tokenizer):
     """Refuse every tokenizer that has merges."""
     refuse(tokenizer)
@@ -228,12 +271,42 @@ EXERCISE_5 = Exercise(
         Mistake(partial(refuse, texts=("the clock stopped",)),
             "All four get through. Does an `assert` stand there, and what could come "
             "back changed: which letters, which spaces, which signs?",
-            "LLMs-from-scratch pull 1064"),
+            "LLMs-from-scratch pull 1064",
+        ),
         Mistake(partial(refuse, texts=("Ivy, a  DOVE\n 🕊",)),
             "Three of four. The last one gives every text back. What might a user type "
             "to end it?", "transformers issue 29279, tokenizers issue 1347"),
         Mistake(expect_bytes, "You refuse a good one: may a token not be longer than a "
             "byte?", "tests of one implementation"),
+        Mistake(partial(refuse, texts=("The clock stopped.",)),
+            "One of four. A plain sentence has single spaces and one byte for each "
+            "character. What else may a text hold, and what might a user type?",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(refuse, texts=("a<|endoftext|>b",)), "One of four. A "
+            "tokenizer may also change a text: which letters, which spaces, which "
+            "signs could come back as others?",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(refuse, texts=("Ivy, a DOVE 🕊", "a<|endoftext|>b")),
+            "Three of four. All your texts have single spaces between their words. "
+            "What else may stand between two words, or at the end?",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(refuse, texts=("Ivy, a  DOVE", "a<|endoftext|>b")),
+            "Three of four. Every character of your texts is one byte. Which ones are "
+            "several?",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(refuse, texts=("a  dove 🕊", "a<|endoftext|>b")),
+            "Three of four. Your texts have small letters only.",
+            "a trial of this exercise",
+        ),
+        Mistake(refuse_all, "You refuse the good ones, too. These raise no error when "
+            "a user types `<|endoftext|>`: they read it as ordinary text. What must "
+            "not be among the ids, and what must come back?",
+            "section 2.4: tiktoken raises an error where nothing was decided",
+        ),
     ], notice="Encode, decode, compare tests any tokenizer. But the text of a special "
         "token does come back, so that needs a test of its own.",
 )
@@ -251,6 +324,14 @@ EXERCISE_6 = Exercise(
             "to 24?", "fence posts: a division without + 1"),
         Mistake(125, "That is how often 8 fits into 1,000. How many tokens must still "
             "follow the last start?", "N / stride, sliding windows"),
+        Mistake(62, "That is how often 16 fits into 1,000. But a new window begins "
+            "after 8 tokens already.",
+            "a trial of this exercise",
+        ),
+        Mistake(984, "A window at every start. With a stride of 8, how many of these "
+            "starts are there?",
+            "a trial of this exercise",
+        ),
     ], notice="The last window begins at 976, and token 992 is its last target.",
 )
 # fmt: on
@@ -279,17 +360,34 @@ EXERCISE_7 = Exercise(
     mistakes=[
         Mistake(partial(sliding, by=0), "Inputs and targets are the same: there is "
             "nothing to predict. What comes after a token?",
-            "transformers issues 24910, 2033"),
+            "transformers issues 24910, 2033",
+        ),
         Mistake(partial(unfold, first=-1), "One target a window. But every one of its "
             "T inputs has a token after it, too.", "chapter 1's three letters"),
         Mistake(lambda ids, T, stride: sliding(ids, T, 1), "Each window begins one "
             "token later. What is `stride` for?", "rasbt/LLMs-from-scratch issue 23"),
         Mistake(partial(sliding, end=-1), "Your last window lacks its last target. Up "
             "to which start are there T + 1 tokens?", "len(ids) - T + 1, sliding "
-            "windows"),
+            "windows",
+        ),
         Mistake(partial(sliding, end=1), "The last window is missing, although all its "
             "targets are there. Where does your range of starts end?",
-            "len(ids) - T - 1, sliding windows"),
+            "len(ids) - T - 1, sliding windows",
+        ),
+        Mistake(lambda ids, T, stride: sliding(ids, T, T), "Your windows lie side by "
+            "side. By how much does `stride` say that the next one begins later?",
+            "a trial of this exercise",
+        ),
+        Mistake(lambda ids, T, s: sliding(ids, T, s, by=T, end=T - 1),
+            "Your targets are the window after the inputs. A target is the one "
+            "token that comes next: how far are they shifted?",
+            "a trial of this exercise",
+        ),
+        Mistake(lambda ids, T, s: [x := unfold(ids, T, s)[0], x.roll(-1, dims=1)],
+            "The last target of each window has come round from its front. Where does "
+            "the token after the window stand?",
+            "torch.roll for a shift",
+        ),
     ], notice="Targets are the inputs without the first, and one more at the end.",
 )
 # fmt: on
@@ -321,6 +419,20 @@ EXERCISE_8 = Exercise(
             "cosines. In the paper they take turns.", "allenai/allennlp issue 2993"),
         Mistake(partial(by_the_paper, start=1), "Your positions begin with 1. What are "
             "sin 0 and cos 0?", "maxjcohen/transformer issue 62"),
+        Mistake(partial(by_the_paper, power=lambda c: 2 * c), "The hands slow down "
+            "too fast. In 2i / D, i counts pairs. What is 2i for columns 0, 1, 2, 3?",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(by_the_paper, power=lambda c: c // 2), "The hands slow down "
+            "too little. The exponent is 2i / D, and i counts pairs: what is 2i for "
+            "columns 0, 1, 2, 3?",
+            "a trial of this exercise",
+        ),
+        Mistake(lambda n, D: by_the_paper(n, D).view(n, -1, 2).flip(-1).flatten(1),
+            "Each pair has its sine and cosine, but they have changed places. Which "
+            "of them stands in the even columns?",
+            "a trial of this exercise",
+        ),
     ], notice="Column 0 is the fastest hand: sin 0, sin 1, sin 2 …",
 )
 # fmt: on
@@ -340,10 +452,10 @@ def trained(counts, n):
 
 def made(train, counts, n):
     """Judge merges by the tokens that they make, in order."""
-    return [b"".join(pair) for pair in train(counts, n)]
+    return [[m] if isinstance(m, bytes) else b"".join(m) for m in train(counts, n)]
 
 
-def train_with(counts, n, fault=""):
+def train_with(counts, n, fault="", tie=lambda pair: pair):
     """Return merges, with a known fault."""
     if fault == "across":
         counts = {b"".join(w * k for w, k in counts.items()): 1}
@@ -356,7 +468,7 @@ def train_with(counts, n, fault=""):
             for parts, k in pieces:
                 for pair in pairwise(parts):
                     pairs[pair] += 1 if fault == "each" else k
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        best = max(pairs, key=lambda pair: (pairs[pair], tie(pair)))
         pieces = [(glue(parts, best), k) for parts, k in pieces]
         merges.append(best)
         del pairs[best]
@@ -370,12 +482,34 @@ EXERCISE_9A = Exercise(
     mistakes=[
         Mistake(partial(train_with, fault="each"), "Each word is counted once. But ` "
             "her` stands there eight times, and so do its pairs.",
-            "ClemenPine/a200 issue 7"),
+            "ClemenPine/a200 issue 7",
+        ),
         Mistake(partial(train_with, fault="once"), "You take all merges from one "
             "count. After a merge there are new neighbours: when must you count?",
-            "minbpe issue 93"),
+            "minbpe issue 93",
+        ),
         Mistake(partial(train_with, fault="across"), "Pieces of two words were glued. "
             "How can the words be kept apart?", "section 2.3"),
+        Mistake(partial(train_with, fault="each", tie=lambda pair: 0),
+            "Each word is counted once. But ` her` stands there eight times, and so "
+            "do its pairs.",
+            "ClemenPine/a200 issue 7",
+        ),
+        Mistake(partial(train_with, fault="once", tie=lambda pair: 0),
+            "You take all merges from one count. After a merge there are new "
+            "neighbours: when must you count?",
+            "minbpe issue 93",
+        ),
+        Mistake(lambda counts, n: [a + b for a, b in train_with(counts, n)],
+            "The tokens are right. Wanted are the pairs that they are made of: of "
+            "`the`, its two parts.",
+            "a trial of this exercise",
+        ),
+        Mistake(lambda counts, n: [(104, 101)],
+            "Your pairs hold numbers. Going through `bytes` gives numbers: how do you "
+            "get pieces of one byte?",
+            "a trial of this exercise",
+        ),
     ], notice="With GPT-2's pattern and 50,000 merges, this makes a vocabulary like "
         "GPT-2's.",
 )
@@ -383,14 +517,16 @@ EXERCISE_9A = Exercise(
 
 
 def rust_special(text, encode_ordinary, special_tokens, allowed):
-    """Return tiktoken's ids, with its own rules."""
+    """Return tiktoken's ids, with its own rules; no text is cut if none is allowed."""
+    if not allowed:
+        return encode_ordinary(text)
     return PLAIN.encode(text, allowed_special=allowed, disallowed_special=())
 
 
-def split_with(text, encode_ordinary, special, allowed, pattern="({})"):
+def split_with(text, encode, special, allowed, pattern="({})", empty="$^"):
     """Return the ids where a text was cut by some pattern."""
-    parts = re.split(pattern.format("|".join(map(re.escape, allowed)) or "$^"), text)
-    return sum([[special[p]] if p in allowed else ordinary(p) for p in parts], [])
+    parts = re.split(pattern.format("|".join(map(re.escape, allowed)) or empty), text)
+    return sum([[special[p]] if p in allowed else encode(p) for p in parts], [])
 
 
 # fmt: off
@@ -400,19 +536,43 @@ EXERCISE_9B = Exercise(
         "two documents": ("one<|endoftext|> two", ordinary, SPECIAL, {"<|endoftext|>"}),
         "two in a row": ("<|user|><|endoftext|>", ordinary, SPECIAL, set(SPECIAL)),
         "one that is not allowed": ("a<|user|>b", ordinary, SPECIAL, {"<|endoftext|>"}),
-        "nothing is allowed": ("a<|user|>b", ordinary, SPECIAL, set()),
+        "nothing is allowed, two bytes an id": ("a<|user|>b", in_pairs, SPECIAL, set()),
         "no text": ("", ordinary, SPECIAL, {"<|user|>"})},
     mistakes=[
         Mistake(lambda text, encode, *_: encode(text), "No special token is found. If "
             "you cut with a regular expression: `|` means `or` there, so `<|user|>` is "
             "`<`, `user` or `>`. How is such a sign escaped?",
-            "| in a pattern, stackoverflow"),
+            "| in a pattern, stackoverflow",
+        ),
         Mistake(lambda text, encode, special, _: split_with(text, encode, special,
             special), "A token that was not allowed became one id. At which ones may "
             "you cut?", "transformers issue 29279, tokenizers issue 1347"),
         Mistake(partial(split_with, pattern="{}"), "The special tokens are gone. What "
             "does `re.split` do with what it cuts at, and when does it keep it?",
-            "re.split without a group"),
+            "re.split without a group",
+        ),
+        Mistake(partial(split_with, pattern="{}", empty=""),
+            "The special tokens are gone. What does `re.split` do with what it cuts "
+            "at, and when does it keep it?",
+            "re.split without a group",
+        ),
+        Mistake(lambda text, encode, _, allowed: sum(map(encode, allowed and [text]
+            or text), []), "No special token is found. If you cut with a regular "
+            "expression: `|` means `or` there, so `<|user|>` is `<`, `user` or `>`. "
+            "How is such a sign escaped?",
+            "| in a pattern, stackoverflow",
+        ),
+        Mistake(lambda text, encode, special, allowed: split_with(text, encode, special,
+            allowed, "({})" if allowed else "(<.user.>)"), "You cut at a token that is "
+            "not allowed, and encode what stands around it apart. It is ordinary text: "
+            "nothing is cut there.",
+            "a trial of this exercise",
+        ),
+        Mistake(partial(split_with, empty=""),
+            "If nothing is allowed, your pattern is empty, and an empty pattern cuts "
+            "between all letters. Then a text is to be encoded as a whole.",
+            "a trial of this exercise",
+        ),
     ], notice="One text, two readings: what counts is who wrote it, you or your user.",
 )
 # fmt: on
@@ -453,7 +613,8 @@ EXERCISE_9C = Exercise(
     "2.9c", "the input of the model", Tables, judge=filled,
     cases={"2 texts of 3 tokens": ((9, 5, 4), torch.tensor([[8, 1, 1], [0, 4, 8]])),
         "as long as can be": ((7, 3, 2), torch.tensor([[2, 2, 0], [1, 6, 2]])),
-        "one token": ((7, 3, 2), torch.tensor([[4]]))},
+        "one token": ((7, 3, 2), torch.tensor([[4]])),
+        "more places than tokens": ((2, 4, 2), torch.tensor([[1, 0, 1, 1]]))},
     mistakes=[
         Mistake(tables(lambda self, ids: self.pos_emb(ids)),
             "You look up the positions with the token ids. With which numbers must the "
@@ -466,6 +627,21 @@ EXERCISE_9C = Exercise(
             "places?", "x.size(0) for x.size(1)"),
         Mistake(tables(lambda self, ids: 0), "Equal tokens get equal vectors wherever "
             "they stand. Where are the positions?", "section 2.7"),
+        Mistake(tables(lambda self, ids: self.pos_emb(torch.arange(len(ids)))),
+            "Your positions count the texts of the batch. Which axis of (B, T) are "
+            "the places?",
+            "x.size(0) for x.size(1)",
+        ),
+        Mistake(tables(lambda self, ids: self.pos_emb(torch.arange(ids.shape[1]) + 1)),
+            "Your positions begin with 1. Which row of the table does the first token "
+            "get?",
+            "a trial of this exercise",
+        ),
+        Mistake(lambda V, context_length, D: Tables(V, V, D),
+            "The table of positions has as many rows as there are tokens in the "
+            "vocabulary. How many places are there?",
+            "a trial of this exercise",
+        ),
     ], notice="This tensor is what chapter 3 receives.",
 )
 # fmt: on
