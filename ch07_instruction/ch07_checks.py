@@ -388,6 +388,7 @@ FIRST = (
     "The first score in the text, whatever its number. Which one counts when there are "
     "two, and can anybody get 85 of 10 points?"
 )
+LAST = "You take the last number in the text. In 8/10 that is the 10."
 SMALL = "`score: 10` is not found. What makes a pattern blind for capital letters?"
 JUDGE = Exercise(
     "7.6",
@@ -409,7 +410,10 @@ JUDGE = Exercise(
         "before it comes to the points.",
         "OpenAgentHQ/openagent-eval#74",
         partial(read_score, form=r"\d+", most=math.inf),
-        "You take the last number in the text. In 8/10 that is the 10.",
+        LAST,
+        "truera/trulens#954",
+        partial(read_score, form=r"\d+"),
+        LAST,
         "truera/trulens#954",
         partial(read_score, form=r"Score: (\d+)", which=0, most=math.inf),
         FIRST,
