@@ -79,10 +79,6 @@ def not_shifted(rows, n_prompt, n_tokens):
     return rows, rows.where(counts, IGNORE)
 
 
-MOVED_MASK = (
-    "The first word of each answer is lost, and a padding token counts. Targets have "
-    "moved by one; has the mask moved with them?"
-)
 IN_PLACE = (
     "A slice is a window on the same numbers: what you mask in the targets is "
     "masked in the inputs, too."
@@ -115,7 +111,8 @@ PROMPT = Exercise(
         "learn to repeat what it has just read.",
         "OpenRLHF/OpenRLHF#362",
         partial(answer_targets, first=0, end=0),
-        MOVED_MASK,
+        "The first word of each answer is lost, and a padding token counts. Targets "
+        "have moved by one; has the mask moved with them?",
         "a first attempt of ours",
         partial(answer_targets, copy=False),
         IN_PLACE,
