@@ -380,28 +380,34 @@ def interval(ours, theirs, deviation=statistics.stdev, root=True, unit=100, z=1.
     return mean, mean - half, mean + half
 
 
-def unpaired(ours, theirs):
+def unpaired(ours, theirs, correction=1):
     means = [100 * x.float().mean().item() for x in (ours, theirs)]
-    spread = [(100 * x.float()).var().item() / len(x) for x in (ours, theirs)]
-    mean, half = means[0] - means[1], 1.96 * sum(spread) ** 0.5
+    spread = [(100 * x.float()).var(correction=correction) for x in (ours, theirs)]
+    mean, half = means[0] - means[1], 1.96 * (sum(spread).item() / len(ours)) ** 0.5
     return mean, mean - half, mean + half
 
 
+ADDED = (
+    "You add up the variances of the two, as if each had been tested on messages of "
+    "its own. What has every single message to say?"
+)
 PAIRED = Exercise(
     "6.7",
     "an interval for a difference",
     interval,
     cases={
         "eight messages": tuple(bits("11110111 11010101")),
-        "theirs is better": tuple(bits("101101011101 111101111110")),
+        "theirs is better": tuple(bits("1011010111011 1111011111101")),
     },
     notice="Where both are right, or both wrong, nothing is added: the pairs make the "
     "interval narrow.",
     mistakes=known(
         unpaired,
-        "You add up the variances of the two, as if each had been tested on "
-        "messages of its own. What has every single message to say?",
+        ADDED,
         "EleutherAI/lm-evaluation-harness#3831",
+        partial(unpaired, correction=0),
+        ADDED,
+        "a first attempt of ours",
         partial(interval, unit=1),
         "Right as shares of 1. The answer is to be in points, up to 100.",
         "a first attempt of ours",

@@ -79,10 +79,6 @@ def not_shifted(rows, n_prompt, n_tokens):
     return rows, rows.where(counts, IGNORE)
 
 
-MOVED_MASK = (
-    "The first word of each answer is lost, and a padding token counts. Targets have "
-    "moved by one; has the mask moved with them?"
-)
 IN_PLACE = (
     "A slice is a window on the same numbers: what you mask in the targets is "
     "masked in the inputs, too."
@@ -115,7 +111,8 @@ PROMPT = Exercise(
         "learn to repeat what it has just read.",
         "OpenRLHF/OpenRLHF#362",
         partial(answer_targets, first=0, end=0),
-        MOVED_MASK,
+        "The first word of each answer is lost, and a padding token counts. Targets "
+        "have moved by one; has the mask moved with them?",
         "a first attempt of ours",
         partial(answer_targets, copy=False),
         IN_PLACE,
@@ -388,6 +385,7 @@ FIRST = (
     "The first score in the text, whatever its number. Which one counts when there are "
     "two, and can anybody get 85 of 10 points?"
 )
+LAST = "You take the last number in the text. In 8/10 that is the 10."
 SMALL = "`score: 10` is not found. What makes a pattern blind for capital letters?"
 JUDGE = Exercise(
     "7.6",
@@ -409,7 +407,10 @@ JUDGE = Exercise(
         "before it comes to the points.",
         "OpenAgentHQ/openagent-eval#74",
         partial(read_score, form=r"\d+", most=math.inf),
-        "You take the last number in the text. In 8/10 that is the 10.",
+        LAST,
+        "truera/trulens#954",
+        partial(read_score, form=r"\d+"),
+        LAST,
         "truera/trulens#954",
         partial(read_score, form=r"Score: (\d+)", which=0, most=math.inf),
         FIRST,
