@@ -714,7 +714,7 @@ ATTENTION = Exercise(
             "side. Which axes must be swapped back first?",
             "a trial of this exercise",
         ),
-        Mistake(lambda *qkvm: masked_attention(*qkvm[:3], past_of(qkvm[3])[None]),
+        Mistake(lambda q, k, v, m: masked_attention(q, k, v, past_of(m)[None]),
             "The future is hidden, and the padding is not. What did you do with "
             "the mask?",
             "a trial of this exercise",
