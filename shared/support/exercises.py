@@ -34,8 +34,8 @@ WRONG = "✗ #D55E00 not right yet"
 OWN_FILE = re.compile(r"<(cell|ipython)|.*ipykernel")  # where a learner's code lies
 NUMBER, LIST = int | float, list | tuple
 KINDS = (torch.Tensor, dict, LIST, NUMBER)  # what is compared alike
-CHANGED = "The result is right, but your function changes its input. `x += 1`, `x[0] = 1`"
-CHANGED += " and `x.add_(1)` write into x itself; `x = x + 1` makes a new tensor."
+CHANGED = "The result is right, but your function changes its input. `x += 1`, "
+CHANGED += "`x[0] = 1` and `x.add_(1)` write into x; `x = x + 1` makes a new tensor."
 CUT = "The values are right, but the gradients that flow back through them are not. "
 CUT += "`.item()`, `.numpy()`, `.detach()`, `.data` and `torch.tensor` cut the record."
 TESTED = {"accepted": "Your test lets this one through."}
@@ -94,7 +94,7 @@ class Exercise:
         if untouched or isinstance(given[0], NotImplementedError):
             return Verdict(self, "open")
         for case, wanted, got in zip(self.cases or [""], expected, given, strict=True):
-            if hint := difference(wanted, got, self.rtol):
+            if hint := difference(wanted, got, rtol=self.rtol):
                 known = [m.hint for m in self.mistakes if self.alike(given, m.answer)]
                 state = "error" if isinstance(got, Exception) and not known else "wrong"
                 return Verdict(self, state, [*known, hint][0], case, wanted, got)
@@ -126,7 +126,7 @@ class Exercise:
         known, _ = self.outcomes(mistake)
         if all(isinstance(outcome, Exception) for outcome in known):
             return list(map(str, given)) == list(map(str, known))
-        return not difference(known, given, self.rtol)
+        return not difference(known, given, rtol=self.rtol)
 
     def slopes(self, answer: Callable) -> list:
         """Return the gradients of the first case's inputs that flow back through it."""
@@ -148,7 +148,7 @@ def is_open(answer: Any) -> bool:
     return answer is ... or answer is None
 
 
-def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
+def difference(expected: Any, given: Any, *, rtol: float = 1e-4) -> str:
     """Say in a sentence how two outcomes differ; "" if they do not.
 
     Numbers agree up to rounding if the expected one is not whole; a tensor of one
@@ -163,8 +163,9 @@ def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
         return "What comes back is None: is there a `return`?"
     pair: list[Any] = [expected, given]
     ones = [v.item() if torch.is_tensor(v) and v.ndim == 0 else v for v in pair]
-    a, b = pair = pair if any(map(torch.is_tensor, ones)) else ones
+    pair = pair if any(map(torch.is_tensor, ones)) else ones
     kinds = [next((k for k in KINDS if isinstance(v, k)), type(v)) for v in pair]
+    a, b = pair
     if kinds[0] != kinds[1]:
         return f"It is of type {type(b).__name__}, and {type(a).__name__} is wanted."
     if kinds[0] is torch.Tensor:
@@ -186,7 +187,7 @@ def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
     a, b = (dict(enumerate(v)) if kinds[0] == LIST else v for v in pair)
     if a.keys() != b.keys():
         return f"Its keys are {[*b]}, and {[*a]} are wanted."
-    unlike = {key: difference(a[key], b[key], rtol) for key in a}
+    unlike = {key: difference(a[key], b[key], rtol=rtol) for key in a}
     found = next((f"Entry `{key!r}`: {u}" for key, u in unlike.items() if u), "")
     return found.replace("`: Entry `", ", ")
 
