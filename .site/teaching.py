@@ -5,6 +5,9 @@
     python .site/teaching.py --gift                       all quizzes, in Moodle's GIFT
 
 `--table` runs what was handed in: do that in an account or a container of its own.
+`--nbgrader` writes the folder in which nbgrader's commands (tried: 0.9.6) are then run,
+in an environment where the course is installed. Where a function is wanted, nbgrader's
+`raise NotImplementedError()` stands in its body, elsewhere below the stub.
 `python -m shared.support.exercises` is the learner's overview.
 """
 
