@@ -1,6 +1,6 @@
-"""You derive direct preference optimisation with a pencil, in five small steps, and
-then train the chat model on pairs of its own answers: one that is right, and one that
-is not.
+"""You derive direct preference optimisation with a pencil, one small step after
+another, and then train the chat model on pairs of its own answers: one that passed a
+check, and one that did not.
 
 Generated from ch07_instruction/ch07_preference.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.

@@ -1,6 +1,7 @@
-"""A small model that is told nothing but "right" and "wrong", and finds out by itself
-that it pays to write a calculation down. You build its training step by step, from the
-gradient of an average to GRPO, and run it to the end on your own machine.
+"""A small model that can write a calculation down, but seldom does, is told "right" or
+"wrong" and nothing else, and finds out that writing pays. You build its training step
+by step, from the gradient of an average to GRPO, and run it to the end on your own
+machine.
 
 Generated from ch07_instruction/ch07_reasoning.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
