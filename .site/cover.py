@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 COURSE = HERE.parent
 BLUE, GREEN, ORANGE, RED = "#0072B2", "#009E73", "#E69F00", "#D55E00"
 STATIONS = [
-    (BLUE, "count words", "a bigram table"),
+    (BLUE, "count letters", "a bigram table"),
     (BLUE, "cut text", "a BPE tokenizer"),
     (ORANGE, "look back", "attention"),
     (GREEN, "put it together", "a GPT, a Llama"),
@@ -77,7 +77,7 @@ def draw() -> str:
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 380" width="760" '
         'role="img" aria-labelledby="t d" font-family="Helvetica, Arial, sans-serif">',
-        '<title id="t">From counting words to a chat model</title>',
+        '<title id="t">From counting letters to a chat model</title>',
         f'<desc id="d">Seven chapters: {"; ".join(a[1] for a in STATIONS)}. ',
         " ".join(html.escape(f"{q} {a}") for _, pairs in said for q, a in pairs),
         "</desc>",

@@ -11,9 +11,10 @@ end a document. The last 1/20 of the characters (between 5,000 and 4 million, at
 half) is for validation; the tokenizer learns from the rest. Checkpoints go to
 OUT/checkpoints, one line of JSON per logged step to OUT/log.jsonl (seconds count from
 the start or the resumption), and the finished model, with its tokenizer, to OUT/model;
-README.md shows how to write with it. Ctrl-C finishes the step, saves a checkpoint and
-the model, and stops; after that, or after a crash, --resume goes on with the settings
-of the first call; --max-steps, --learning-rate and --keep may be given anew.
+.site/programs.md shows how to write with it. Ctrl-C finishes the step, saves a
+checkpoint and the model, and stops; after that, or after a crash, --resume goes on with
+the settings of the first call; --max-steps, --learning-rate and --keep may be given
+anew.
 
 A step trains on --batch-size windows in all: several processes share them, so the same
 command gives the same loss curve with any number of processes.

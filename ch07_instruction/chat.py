@@ -47,7 +47,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--model",
         default="smollm2-135m",
         metavar="NAME",
-        help="a name that load_pretrained knows, or a folder of save_model",
+        help="a name of chapter 5 (smollm2-360m, ...), or a folder of save_model",
     )
     parser.add_argument(
         "--adapter",
@@ -65,7 +65,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--eight-bits", action="store_true", help="a smaller, faster, worse model"
     )
-    parser.add_argument("--web", action="store_true", help="serve a page, on loopback")
+    parser.add_argument(
+        "--web", action="store_true", help="a page in your browser, here only"
+    )
     parser.add_argument(
         "--port", type=int, default=0, help="of the page; 0, the default, is a free one"
     )
