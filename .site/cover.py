@@ -4,13 +4,11 @@ It shows the road, and what three of the models say, as the notebooks store it.
 """
 
 import html
-import json
 import re
 import textwrap
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-COURSE = HERE.parent
+from pages import HERE, notebooks, printed
+
 BLUE, GREEN, ORANGE, RED = "#0072B2", "#009E73", "#E69F00", "#D55E00"
 STATIONS = [
     (BLUE, "count letters", "a bigram table"),
@@ -23,13 +21,6 @@ STATIONS = [
 ]
 
 
-def output(notebook: str, cell: str) -> str:
-    """Return the text that a notebook's cell has printed."""
-    cells = json.loads((COURSE / notebook).read_text("utf-8"))["cells"]
-    (found,) = [c for c in cells if c["id"] == cell]
-    return "".join("".join(o.get("text", "")) for o in found["outputs"])
-
-
 def found(pattern: str, text: str) -> str:
     """Return what the pattern's group matches, on one line."""
     match = re.search(pattern, text, re.DOTALL)
@@ -39,12 +30,13 @@ def found(pattern: str, text: str) -> str:
 
 def answers() -> list[tuple[str, list[tuple[str, str]]]]:
     """Return, for each of three models, what is asked and what it answers."""
-    tales = output("ch07_instruction/ch07_instruction.ipynb", "ch07-127")
+    paths = notebooks()
+    tales = printed(paths, "ch07-127")
     asked = found(r"(Tell me a story about \w+ and an? \w+ \w+\.)\n", tales)
     tale = found(r"after: (.*?[.!?]\"?) *(?:\n\n|$)", tales)
-    spam = output("ch06_classification/ch06_classification.ipynb", "ch06-125")
+    spam = printed(paths, "ch06-125")
     rows = re.findall(r"^(\w+) +([\d.]+%)  (.*)$", spam, re.MULTILINE)
-    chat = output("ch07_instruction/ch07_instruction.ipynb", "ch07-064")
+    chat = printed(paths, "ch07-064")
     turns = re.findall(r"^(?:you|model): +(.*)$", chat, re.MULTILINE)
     return [
         ("your own GPT, chapter 7", [(asked, tale)]),

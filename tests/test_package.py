@@ -157,7 +157,8 @@ def test_the_container_does_what_the_readme_says():
     assert len(rest) == 2 and readme_command("open").startswith(install)
 
 
-def test_the_cover_shows_what_the_notebooks_print():
+def test_the_cover_shows_what_the_notebooks_print(monkeypatch):
+    monkeypatch.syspath_prepend(COURSE / ".site")
     cover = runpy.run_path(str(COURSE / ".site" / "cover.py"))
     stored = (COURSE / ".site" / "cover.svg").read_text(encoding="utf-8")
     assert cover["draw"]() == stored, "run python .site/cover.py"
