@@ -1,5 +1,5 @@
 """A model of your own that tells the story you ask for, a chat model that you have
-tuned on talks, and numbers for what that has changed.
+tuned on conversations, and numbers for what that has changed.
 
 Generated from ch07_instruction/ch07_instruction.ipynb by
 `python -m shared.support.export`; edit the notebook, not this file.
