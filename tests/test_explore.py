@@ -149,8 +149,8 @@ def test_the_stream_after_the_last_block_says_what_the_model_says():
             expected = model.eval()(ids)[0]
             embedded = model.embed(ids, torch.arange(5))[0]
         assert stream.shape == (3, 5, 24) and logits.shape == (3, 5, 50)
-        torch.testing.assert_close(logits[-1], expected, rtol=0, atol=1e-6)
-        torch.testing.assert_close(stream[0], embedded, rtol=0, atol=1e-6)
+        torch.testing.assert_close(logits[-1], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(stream[0], embedded, rtol=0, atol=1e-5)
 
 
 def test_the_model_shows_its_best_tokens_and_their_shares():
