@@ -6,10 +6,12 @@ stays folded until the room has voted), code, output, answer. Other prose become
 speaker's notes: press S.
 """
 
+import ast
 import base64
 import hashlib
 import re
 import shutil
+import textwrap
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -23,11 +25,13 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-MOST_CODE, MOST_OUTPUT, MOST_WIDTH = 15, 18, 100  # lines, lines, characters
+MOST_CODE, MOST_OUTPUT, MOST_WIDTH = 15, 18, 110  # lines, lines, characters
 BOTH = 20  # lines of code and output that share a slide
-ENDINGS = ("What this chapter exports", "Go further", "Experiments", "Try it yourself")
+BESIDE_A_PICTURE = 3  # lines of code
+MOST_TEXT = 600  # characters of a list on a slide
+ENDINGS = ("What this chapter exports", "Go further")
 QUIZ = "Five questions"  # a slide each, with its options
-DEFINES = r"(?m)^(class|def) "
+DRAWS = re.compile(r"(plt|ax|axes|fig|torch\.testing|use_course_style)\b")
 FOLD = re.compile(r"<details>.*?</details>", re.DOTALL)
 REVEAL = (
     "dist/reset.css",
@@ -108,22 +112,70 @@ def blocks_of(source: str) -> list[str]:
     return [folds.pop(0) if part.strip() == "\0" else part.strip() for part in parts]
 
 
+def parts_of(items: str) -> list[str]:
+    """Split a list into lists that fit on a slide."""
+    parts = [""]
+    for item in re.split(r"\n(?=[*-] |\d+\. )", items):
+        if parts[-1] and len(parts[-1]) + len(item) > MOST_TEXT:
+            parts.append("")
+        parts[-1] += f"{item}\n"
+    return parts
+
+
+def is_silent(node: ast.stmt) -> bool:
+    """Return whether a statement only imports, asserts, or dresses a plot."""
+    if isinstance(node, ast.For | ast.With):
+        return all(map(is_silent, node.body))
+    if isinstance(node, ast.Expr):
+        return bool(DRAWS.match(ast.unparse(node)))
+    if isinstance(node, ast.Assign):
+        return bool(re.match(r"(plt|ax|axes|fig)\.", ast.unparse(node.value)))
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.Assert)
+
+
+def without(source: str, nodes: list) -> str:
+    """Return code without some of its statements, and without gaps."""
+    gone = {n for node in nodes for n in range(node.lineno, node.end_lineno + 1)}
+    lines = [line for n, line in enumerate(source.split("\n"), 1) if n not in gone]
+    text = re.sub(r" *# (fmt: skip|type: ignore.*)$|^#\|.*\n", "", "\n".join(lines))
+    return re.sub(r"\n{2,}(?= |\Z)", "\n", re.sub(r"\n{3,}", "\n\n\n", text)).strip()
+
+
+def point(source: str) -> str:
+    """Return what a cell is about: no imports, no assertions, no plot's clothes."""
+    tree = ast.parse(source)
+    return without(source, [node for node in tree.body if is_silent(node)])
+
+
 def short(source: str) -> str:
     """Return code that fits on a slide: all, or its signatures and what is new."""
-    lines = [line for line in source.split("\n") if not line.startswith("#|")]
-    if len(lines) <= MOST_CODE:
-        return "\n".join(lines).strip()
+    holders = ast.Module | ast.ClassDef | ast.FunctionDef
+    found = [n for n in ast.walk(ast.parse(source)) if isinstance(n, holders)]
+    told = [node.body[0] for node in found if node.body and ast.get_docstring(node)]
+    for text in source, without(source, told):
+        if text.count("\n") < MOST_CODE:
+            return text
     kept: list[str] = []
     signature = described = False  # in a signature; right after one
-    for line in lines:
-        signature = signature or bool(re.match(r"\s*(class|def|@)", line))
-        if signature or (described and '"""' in line) or line.endswith("# new"):
+    for line in source.split("\n"):
+        begins = bool(re.match(r"\s*(class|def|@)", line))
+        if signature:  # over several lines: one
+            kept[-1] += ("" if kept[-1].endswith("(") else " ") + line.strip()
+            kept[-1] = kept[-1].replace(", )", ")").replace(" )", ")")
+        elif begins or (described and '"""' in line) or line.endswith("# new"):
             kept.append(line)
         elif kept and line.strip() and kept[-1].strip() != "…":
             kept.append(" " * (len(line) - len(line.lstrip())) + "…")
-        described = signature and line.endswith(":")
-        signature = signature and not described and "@" not in line
-    return "\n".join(kept[:MOST_CODE])
+        described = (signature or begins) and line.endswith(":")
+        signature = (signature or begins) and not described and "@" not in line
+    wrapped = [
+        part
+        for line in kept
+        for part in textwrap.wrap(
+            line, 88, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 8)
+        )
+    ]
+    return "\n".join(wrapped[:MOST_CODE])
 
 
 class Deck:
@@ -142,10 +194,17 @@ class Deck:
                     self.text(block)
             elif not self.skipping:
                 self.code(cell)
+        if self.waits():
+            self.slides.pop()
+
+    def waits(self) -> bool:
+        """Return whether the last slide has nothing but headings yet."""
+        parts = self.slides[-1].parts if self.slides else ["none"]
+        return all(part.startswith(("<h2", "<h3")) for part in parts)
 
     def add(self, kind: str, *parts: str) -> None:
         """Begin a slide, under the heading of its section."""
-        if self.slides[-1].kind == "subsection":  # a heading that still waits
+        if self.waits():
             self.slides[-1].kind = kind
             self.slides[-1].parts += parts
             return
@@ -161,9 +220,12 @@ class Deck:
             self.heading = plain(block.lstrip("# "))
             if block.startswith("## "):
                 self.skipping = self.heading in ENDINGS
-            if not self.skipping:
-                kind = "section" if block.startswith("## ") else "subsection"
-                self.slides.append(Slide(kind, [html]))
+            if self.skipping:
+                return
+            if self.waits():
+                self.slides[-1].parts.append(html)
+            else:
+                self.slides.append(Slide("section", [html]))
         elif self.skipping:
             return
         elif len(self.slides) == 1 and block.startswith((">", "!", "*")):
@@ -188,8 +250,9 @@ class Deck:
                 self.slides[-1].parts.append(html)
             else:
                 self.add("figure", html)
-        elif re.match(r"([*-]|\d+\.) ", block) and len(block) < 700:
-            self.add("list", html)
+        elif re.match(r"([*-]|\d+\.) ", block):
+            for part in parts_of(block):
+                self.add("list", to_html(part, self.path))
         else:
             self.slides[-1].notes.append(html)
 
@@ -198,17 +261,19 @@ class Deck:
         hidden = cell["metadata"].get("jupyter", {}).get("source_hidden")
         if hidden or "export.main" in cell["source"]:
             return
-        code = short(cell["source"])
+        code = short(point(cell["source"]))
         shown = [
             html for output in cell["outputs"] for html in self.output(output, cell)
         ]
+        pictures = re.search("<img|explorer", "".join(shown))
         size = code.count("\n") + sum(html.count("\n") + 1 for html in shown)
+        together = code.count("\n") < BESIDE_A_PICTURE if pictures else size <= BOTH
         if code:
             lexed = highlight(code, PythonLexer(), HtmlFormatter(cssclass="source"))
             self.add("code", lexed)
-            small = size <= BOTH and not re.search("<img|explorer", "".join(shown))
-            if shown and small and not self.asked:
-                self.slides[-1].parts += shown
+            if together:  # on the next key, when the room has been asked
+                show = '<div class="fragment">{}</div>' if self.asked else "{}"
+                self.slides[-1].parts += [show.format(html) for html in shown]
                 shown = []
         for html in shown:
             self.add("output", html)
@@ -231,7 +296,11 @@ class Deck:
             html = "".join(data["text/html"])
             return [re.sub(looks, "", html, flags=re.DOTALL)]
         text = "".join(output.get("text", data.get("text/plain", ""))).strip("\n")
-        lines = [line[:MOST_WIDTH] for line in text.split("\n")]
+        lines = [
+            part
+            for line in text.split("\n")
+            for part in textwrap.wrap(line, MOST_WIDTH, drop_whitespace=False) or [""]
+        ]
         if len(lines) > MOST_OUTPUT:
             lines = [*lines[: MOST_OUTPUT - 1], "…"]
         return [f"<pre>{escape(chr(10).join(lines))}</pre>"] if text else []

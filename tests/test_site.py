@@ -37,7 +37,9 @@ OPEN_ALL = "document.querySelectorAll('details').forEach(fold => fold.open = tru
 MEASURE = """
 return [...document.querySelectorAll(".slides section")].map(slide => {
   const code = slide.querySelector(".source pre")?.textContent ?? "";
-  return [slide.scrollHeight, slide.scrollWidth - slide.clientWidth,
+  const boxes = [slide, ...slide.querySelectorAll("pre")];
+  const hidden = Math.max(...boxes.map(b => b.scrollWidth - b.clientWidth));
+  return [slide.scrollHeight, hidden,
     code.trim().split("\\n").length];
 });
 """
