@@ -12,6 +12,7 @@ import hashlib
 import re
 import shutil
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -25,9 +26,10 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-MOST_CODE, MOST_OUTPUT, MOST_WIDTH = 15, 18, 110  # lines, lines, characters
+MOST_CODE, MOST_OUTPUT = 15, 18  # lines
+PROSE, TABLE = 88, 130  # most characters of a line that is printed
 BOTH = 20  # lines of code and output that share a slide
-BESIDE_A_PICTURE = 3  # lines of code
+BESIDE = {"<img": 3, "explorer": 8}  # lines of code beside what can be seen
 MOST_TEXT = 600  # characters of a list on a slide
 ENDINGS = ("What this chapter exports", "Go further")
 QUIZ = "Five questions"  # a slide each, with its options
@@ -113,18 +115,21 @@ def blocks_of(source: str) -> list[str]:
 
 
 def parts_of(items: str) -> list[str]:
-    """Split a list into lists that fit on a slide."""
+    """Split a list into lists of about equal length that fit on a slide."""
+    n = -(-len(items) // MOST_TEXT)
     parts = [""]
     for item in re.split(r"\n(?=[*-] |\d+\. )", items):
-        if parts[-1] and len(parts[-1]) + len(item) > MOST_TEXT:
+        if parts[-1] and len(parts[-1]) + len(item) / 2 > len(items) / n:
             parts.append("")
         parts[-1] += f"{item}\n"
     return parts
 
 
 def is_silent(node: ast.stmt) -> bool:
-    """Return whether a statement only imports, asserts, or dresses a plot."""
-    if isinstance(node, ast.For | ast.With):
+    """Return whether a statement only imports, asserts, or draws."""
+    if isinstance(node, ast.For):
+        return any(map(is_silent, node.body)) and "print(" not in ast.unparse(node)
+    if isinstance(node, ast.With):
         return all(map(is_silent, node.body))
     if isinstance(node, ast.Expr):
         return bool(DRAWS.match(ast.unparse(node)))
@@ -133,18 +138,30 @@ def is_silent(node: ast.stmt) -> bool:
     return isinstance(node, ast.Import | ast.ImportFrom | ast.Assert)
 
 
+def asserts(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the assertions of a cell that its code can do without."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", [])
+        if not isinstance(body, list):  # a lambda
+            continue
+        found = [n for n in body if isinstance(n, ast.Assert)]
+        if len(found) < len(body):
+            yield from found
+
+
 def without(source: str, nodes: list) -> str:
     """Return code without some of its statements, and without gaps."""
     gone = {n for node in nodes for n in range(node.lineno, node.end_lineno + 1)}
     lines = [line for n, line in enumerate(source.split("\n"), 1) if n not in gone]
-    text = re.sub(r" *# (fmt: skip|type: ignore.*)$|^#\|.*\n", "", "\n".join(lines))
+    text = re.sub(r"(?m) *# (fmt|type):.*$|^#\|.*\n", "", "\n".join(lines))
     return re.sub(r"\n{2,}(?= |\Z)", "\n", re.sub(r"\n{3,}", "\n\n\n", text)).strip()
 
 
 def point(source: str) -> str:
     """Return what a cell is about: no imports, no assertions, no plot's clothes."""
     tree = ast.parse(source)
-    return without(source, [node for node in tree.body if is_silent(node)])
+    silent = [node for node in tree.body if is_silent(node)]
+    return without(source, [*silent, *asserts(tree)])
 
 
 def short(source: str) -> str:
@@ -265,9 +282,12 @@ class Deck:
         shown = [
             html for output in cell["outputs"] for html in self.output(output, cell)
         ]
-        pictures = re.search("<img|explorer", "".join(shown))
-        size = code.count("\n") + sum(html.count("\n") + 1 for html in shown)
-        together = code.count("\n") < BESIDE_A_PICTURE if pictures else size <= BOTH
+        if not shown and "assert" in cell["source"] and "\n" not in code:
+            return  # a check of what stands above
+        lines = code.count("\n") + 1
+        size = lines + sum(html.count("\n") + 1 for html in shown)
+        seen = [most for what, most in BESIDE.items() if what in "".join(shown)]
+        together = lines <= seen[0] if seen else size <= BOTH
         if code:
             lexed = highlight(code, PythonLexer(), HtmlFormatter(cssclass="source"))
             self.add("code", lexed)
@@ -299,7 +319,10 @@ class Deck:
         lines = [
             part
             for line in text.split("\n")
-            for part in textwrap.wrap(line, MOST_WIDTH, drop_whitespace=False) or [""]
+            for part in textwrap.wrap(
+                line, TABLE if "  " in line else PROSE, drop_whitespace=False
+            )
+            or [""]
         ]
         if len(lines) > MOST_OUTPUT:
             lines = [*lines[: MOST_OUTPUT - 1], "…"]
