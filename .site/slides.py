@@ -26,7 +26,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-MOST_CODE, MOST_OUTPUT = 15, 18  # lines
+MOST_CODE, MOST_OUTPUT, MOST_PARTS = 15, 18, 3  # lines, lines, slides
 PROSE, TABLE = 88, 130  # most characters of a line that is printed
 BOTH = 20  # lines of code and output that share a slide
 BESIDE = {"<img": 3, "explorer": 8}  # lines of code beside what can be seen
@@ -114,6 +114,13 @@ def blocks_of(source: str) -> list[str]:
     return [folds.pop(0) if part.strip() == "\0" else part.strip() for part in parts]
 
 
+def batched(lines: list[str], size: int) -> list[list[str]]:
+    """Return lines in groups; a last one of a line or two stays with the others."""
+    n = max(1, round(len(lines) / size + 0.3))
+    size = -(-len(lines) // n)
+    return [lines[i : i + size] for i in range(0, len(lines), max(1, size))]
+
+
 def parts_of(items: str) -> list[str]:
     """Split a list into lists of about equal length that fit on a slide."""
     n = -(-len(items) // MOST_TEXT)
@@ -154,7 +161,7 @@ def without(source: str, nodes: list) -> str:
     gone = {n for node in nodes for n in range(node.lineno, node.end_lineno + 1)}
     lines = [line for n, line in enumerate(source.split("\n"), 1) if n not in gone]
     text = re.sub(r"(?m) *# (fmt|type):.*$|^#\|.*\n", "", "\n".join(lines))
-    return re.sub(r"\n{2,}(?= |\Z)", "\n", re.sub(r"\n{3,}", "\n\n\n", text)).strip()
+    return re.sub(r"\n{2,}(?= |\Z)", "\n", re.sub(r"\n{3,}", "\n\n", text)).strip()
 
 
 def point(source: str) -> str:
@@ -164,8 +171,29 @@ def point(source: str) -> str:
     return without(source, [*silent, *asserts(tree)])
 
 
+def outline(lines: list[str]) -> Iterator[str]:
+    """Yield a function's or a class's signatures, and the lines that are new."""
+    last, signature, described = "", "", False  # one that is going on; right after one
+    for line in lines:
+        if signature:  # over several lines: one
+            signature += ("" if signature.endswith("(") else " ") + line.strip()
+        elif re.match(r"\s*(class|def) ", line):
+            signature = line
+        elif re.search(r"^\s*@|# new$", line) or (described and '"""' in line):
+            yield (last := line)
+        elif line.strip() and last.strip() != "…":
+            yield (last := " " * (len(line) - len(line.lstrip())) + "…")
+        described = bool(signature) and line.endswith(":")
+        if described:
+            signature = signature.replace(", )", ")").replace(" )", ")")
+            inset = " " * (len(signature) - len(signature.lstrip()) + 8)
+            yield from textwrap.wrap(signature, 88, subsequent_indent=inset)
+            last, signature = signature, ""
+
+
 def short(source: str) -> str:
-    """Return code that fits on a slide: all, or its signatures and what is new."""
+    """Return code that fits on a slide: all, or outlines of what it defines."""
+    body = ast.parse(source).body
     holders = ast.Module | ast.ClassDef | ast.FunctionDef
     found = [n for n in ast.walk(ast.parse(source)) if isinstance(n, holders)]
     told = [node.body[0] for node in found if node.body and ast.get_docstring(node)]
@@ -173,26 +201,13 @@ def short(source: str) -> str:
         if text.count("\n") < MOST_CODE:
             return text
     kept: list[str] = []
-    signature = described = False  # in a signature; right after one
-    for line in source.split("\n"):
-        begins = bool(re.match(r"\s*(class|def|@)", line))
-        if signature:  # over several lines: one
-            kept[-1] += ("" if kept[-1].endswith("(") else " ") + line.strip()
-            kept[-1] = kept[-1].replace(", )", ")").replace(" )", ")")
-        elif begins or (described and '"""' in line) or line.endswith("# new"):
-            kept.append(line)
-        elif kept and line.strip() and kept[-1].strip() != "…":
-            kept.append(" " * (len(line) - len(line.lstrip())) + "…")
-        described = (signature or begins) and line.endswith(":")
-        signature = (signature or begins) and not described and "@" not in line
-    wrapped = [
-        part
-        for line in kept
-        for part in textwrap.wrap(
-            line, 88, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 8)
-        )
-    ]
-    return "\n".join(wrapped[:MOST_CODE])
+    lines = source.split("\n")
+    for node in body:
+        defines = isinstance(node, ast.ClassDef | ast.FunctionDef)
+        first = [d.lineno for d in getattr(node, "decorator_list", [])] or [node.lineno]
+        part = lines[first[0] - 1 : node.end_lineno]
+        kept += outline(part) if defines else part
+    return "\n".join(kept if len(kept) <= MOST_CODE else [*kept[:14], "…"])
 
 
 class Deck:
@@ -282,9 +297,9 @@ class Deck:
         shown = [
             html for output in cell["outputs"] for html in self.output(output, cell)
         ]
-        if not shown and "assert" in cell["source"] and "\n" not in code:
-            return  # a check of what stands above
         lines = code.count("\n") + 1
+        if not shown and "assert" in cell["source"] and lines <= 3:
+            return  # a check of what stands above
         size = lines + sum(html.count("\n") + 1 for html in shown)
         seen = [most for what, most in BESIDE.items() if what in "".join(shown)]
         together = lines <= seen[0] if seen else size <= BOTH
@@ -319,14 +334,16 @@ class Deck:
         lines = [
             part
             for line in text.split("\n")
+            if "%|" not in line  # a progress bar
             for part in textwrap.wrap(
                 line, TABLE if "  " in line else PROSE, drop_whitespace=False
             )
             or [""]
         ]
-        if len(lines) > MOST_OUTPUT:
-            lines = [*lines[: MOST_OUTPUT - 1], "…"]
-        return [f"<pre>{escape(chr(10).join(lines))}</pre>"] if text else []
+        parts = ["\n".join(part) for part in batched(lines, MOST_OUTPUT)]
+        if len(parts) > MOST_PARTS:
+            parts = [*parts[: MOST_PARTS - 1], f"{parts[MOST_PARTS - 1]}\n…"]
+        return [f"<pre>{escape(part)}</pre>" for part in parts if part.strip()]
 
     def html(self) -> str:
         slides = "\n".join(slide.html() for slide in self.slides)
