@@ -21,7 +21,7 @@ import sphinx_revealjs
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
-from pages import COURSE, apart, cells_of, plain
+from pages import COURSE, SENTENCES, apart, cells_of, plain
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -33,8 +33,12 @@ BESIDE = {"<img": 3, "explorer": 8}  # lines of code beside what can be seen
 MOST_TEXT = 600  # characters of a list on a slide
 ENDINGS = ("What this chapter exports", "Go further")
 QUIZ = "Five questions"  # a slide each, with its options
-DRAWS = re.compile(r"(plt|ax|axes|fig|torch\.testing|use_course_style)\b")
+DRAWS = re.compile(
+    r"(plt|ax|axes|fig|torch\.testing|use_course_style)\b|"
+    r"\w+(\[.+?\])?\.(plot|text|set|set_title|annotate|bar|barh|hist|imshow|tight_layout)\("
+)
 FOLD = re.compile(r"<details>.*?</details>", re.DOTALL)
+IS_CLASS = re.compile("class ")
 REVEAL = (
     "dist/reset.css",
     "dist/reveal.css",
@@ -135,8 +139,8 @@ def parts_of(items: str) -> list[str]:
 def is_silent(node: ast.stmt) -> bool:
     """Return whether a statement only imports, asserts, or draws."""
     if isinstance(node, ast.For):
-        return any(map(is_silent, node.body)) and "print(" not in ast.unparse(node)
-    if isinstance(node, ast.With):
+        return 2 * sum(map(is_silent, node.body)) > len(node.body)
+    if isinstance(node, ast.With) or (isinstance(node, ast.If) and not node.orelse):
         return all(map(is_silent, node.body))
     if isinstance(node, ast.Expr):
         return bool(DRAWS.match(ast.unparse(node)))
@@ -160,7 +164,7 @@ def without(source: str, nodes: list) -> str:
     """Return code without some of its statements, and without gaps."""
     gone = {n for node in nodes for n in range(node.lineno, node.end_lineno + 1)}
     lines = [line for n, line in enumerate(source.split("\n"), 1) if n not in gone]
-    text = re.sub(r"(?m) *# (fmt|type):.*$|^#\|.*\n", "", "\n".join(lines))
+    text = re.sub(r"(?m) *# (fmt|type|noqa):.*$|^#\|.*\n", "", "\n".join(lines))
     return re.sub(r"\n{2,}(?= |\Z)", "\n", re.sub(r"\n{3,}", "\n\n", text)).strip()
 
 
@@ -174,12 +178,15 @@ def point(source: str) -> str:
 def outline(lines: list[str]) -> Iterator[str]:
     """Yield a function's or a class's signatures, and the lines that are new."""
     last, signature, described = "", "", False  # one that is going on; right after one
+    field = r"    \w+: " if any(map(IS_CLASS.match, lines)) else "$^"
     for line in lines:
         if signature:  # over several lines: one
             signature += ("" if signature.endswith("(") else " ") + line.strip()
         elif re.match(r"\s*(class|def) ", line):
             signature = line
-        elif re.search(r"^\s*@|# new$", line) or (described and '"""' in line):
+        elif re.search(rf"^\s*@|# new$|^{field}", line) or (
+            described and '"""' in line
+        ):
             yield (last := line)
         elif line.strip() and last.strip() != "…":
             yield (last := " " * (len(line) - len(line.lstrip())) + "…")
@@ -216,7 +223,7 @@ class Deck:
     def __init__(self, path: Path, target: Path):
         self.path, self.target = path, target
         self.slides: list[Slide] = []
-        self.heading = ""
+        self.heading = self.lead = ""
         self.skipping = self.asked = False
         cells = cells_of(path)
         self.title = plain(cells[0]["source"].partition("\n")[0].lstrip("# "))
@@ -260,9 +267,8 @@ class Deck:
                 self.slides.append(Slide("section", [html]))
         elif self.skipping:
             return
-        elif len(self.slides) == 1 and block.startswith((">", "!", "*")):
-            title = self.slides[0]
-            title.parts.append(html)
+        elif len(self.slides) == 1 and re.match(r">|!.*here\.svg|\*", block):
+            self.slides[0].parts.append(html)
         elif block.startswith("**Question:**"):
             self.slides[-1].parts.append(html)
         elif block.startswith("**Prediction:**"):
@@ -284,9 +290,15 @@ class Deck:
                 self.add("figure", html)
         elif re.match(r"([*-]|\d+\.) ", block):
             for part in parts_of(block):
-                self.add("list", to_html(part, self.path))
+                self.add("list", self.lead, to_html(part, self.path))
+                self.lead = ""
         else:
             self.slides[-1].notes.append(html)
+            last = SENTENCES.split(" ".join(block.split()))[-1]
+            if re.search(r"[\w:]$", last):  # it goes on in what follows
+                self.lead = to_html(last, self.path)
+                return
+        self.lead = ""
 
     def code(self, cell: dict) -> None:
         """Put code on a slide, and what it shows on the same one or the next."""
