@@ -20,7 +20,7 @@ from sphinx.cmd.build import main as sphinx_build
 BUILD = COURSE / "build"
 SOURCE, STATIC, SITE = (BUILD / name for name in ("site-source", "site-static", "site"))
 
-LINK_TO_CELL = re.compile(r"\(#(ch\w+-\w+)\)")
+LINK_TO_CELL = re.compile(r"\((?:[^()\s]+\.ipynb)?#(ch\w+-\w+)\)")
 LOOKS = re.compile(r"<style>(.*?)</style>\s*<script>(.*?)</script>", re.DOTALL)
 EMPTY_HEADER = re.compile(r"<th>(?:</th>)?\s*(?=<th)")
 
@@ -48,6 +48,16 @@ def named(source: str, name: str) -> str:
     found = found or re.search(r"^[^<\s]", source, re.MULTILINE)
     at = found.start() if found else 0
     return f"{source[:at]}({name})=\n{source[at:]}"
+
+
+def at_home(text: str) -> str:
+    """Return a page whose links lead through the repository with the site's links.
+
+    >>> at_home("[1.2](../ch01_intro/ch01_intro.ipynb#ch01-102), [start](start.md)")
+    '[1.2](#ch01-102), [start](start.md)'
+    """
+    text = LINK_TO_CELL.sub(r"(#\1)", text)
+    return text.replace("](../ch", "](ch").replace("](../.site/", "](../")
 
 
 def make_ready(notebook: dict, targets: set[str]) -> None:
@@ -85,7 +95,7 @@ def stage() -> None:
     targets: set[str] = set()
     own = [page.relative_to(HERE) for page in HERE.glob("*.md")]
     for folder, page in [(HERE, p) for p in own] + [(COURSE, p) for p in teaching()]:
-        text = filled((folder / page).read_text("utf-8"), paths)
+        text = at_home(filled((folder / page).read_text("utf-8"), paths))
         targets |= set(LINK_TO_CELL.findall(text))
         (SOURCE / page).parent.mkdir(exist_ok=True)
         (SOURCE / page).write_text(text, "utf-8")

@@ -16,7 +16,8 @@ COURSE = HERE.parent
 NOTEBOOK = re.compile(r"(ch\d\d)_\w+/\1_\w+\.ipynb")
 BOLD = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)
 LABEL = re.compile(r"(Question|Answer|Prediction|In the papers.*|\w.*[:.])")
-BLOCKS = re.compile(r"\n\s*\n|\n(?=#|[|>]|\s*[-*] |\s*\d+\. )")
+FOLD = re.compile(r"<details.*?</details>", re.DOTALL)
+ITEMS = re.compile(r"\n(?=#|[|>]|\s*[-*] |\s*\d+\. )")  # lines that begin anew
 SENTENCES = re.compile(r"(?<=[.!?)])\s+(?=[A-Z\"*`$(])")
 LEANS = re.compile(
     r"(This|It|Its|Such|So|Each|These|They|That|There|Then|Here|And|Or|But|Every)\b"
@@ -102,16 +103,14 @@ class Place(NamedTuple):
     cell: str
 
 
-def blocks(path: Path) -> Iterator[Place]:
-    """Yield every paragraph of a notebook that is not folded."""
-    section = ""
-    for cell in texts_of(path):
-        folded = re.compile(r"<details.*?</details>", re.DOTALL)
-        for block in BLOCKS.split(folded.sub("", cell["source"])):
-            if heading := re.match(r"## (.*)", block):
-                section = heading[1]
-            text = re.sub(r"^([-*>]|\d+\.) ", "", " ".join(block.split()))
-            if text and text[0] not in "#|":
+def paragraphs(paths: list[Path]) -> Iterator[Place]:
+    """Yield every paragraph of the notebooks that is not folded."""
+    for path in paths:
+        section = ""
+        for cell in texts_of(path):
+            for text in re.split(r"\n\s*\n", FOLD.sub("", cell["source"])):
+                if heading := re.search(r"^## (.*)", text, re.MULTILINE):
+                    section = plain(heading[1])
                 yield Place("", text, section, cell["id"])
 
 
@@ -126,31 +125,31 @@ def advice() -> tuple[set[str], dict[str, tuple[str, str]]]:
 
 def bold(place: Place) -> Iterator[Place]:
     """Yield the words in bold of a paragraph, each with its sentence."""
-    sentences = SENTENCES.split(place.text)
-    for n, sentence in enumerate(sentences):
-        for name in BOLD.findall(sentence):
-            said = sentence
-            if n and (LEANS.match(sentence) or len(sentence) < 50):
-                said = f"{sentences[n - 1]} {sentence}"
-            said = said.replace("**", "").removesuffix(":")
-            if sentence.startswith("**") and name[1:].islower():
-                name = name.lower()
-            if not LABEL.fullmatch(name) and len(name.split()) <= 4:
-                yield place._replace(name=name, text=said)
+    for item in ITEMS.split(place.text):
+        text = re.sub(r"^([-*>]|\d+\.) ", "", " ".join(item.split()))
+        sentences = [] if text.startswith(("#", "|")) else SENTENCES.split(text)
+        for n, sentence in enumerate(sentences):
+            for name in BOLD.findall(sentence):
+                said = sentence
+                if n and (LEANS.match(sentence) or len(sentence) < 50):
+                    said = f"{sentences[n - 1]} {sentence}"
+                said = said.replace("**", "").removesuffix(":")
+                label = LABEL.fullmatch(name)
+                if sentence.startswith("**") and name[1:].islower():
+                    name = name.lower()
+                if not label and len(name.split()) <= 4:
+                    yield place._replace(name=name, text=said)
 
 
 def terms(paths: list[Path]) -> list[Place]:
     """Find the words in bold, each where it is first used."""
     skip, told = advice()
     found: dict[str, Place] = {}
-    for path in paths:
-        for term in [term for place in blocks(path) for term in bold(place)]:
-            low = term.name.lower()
-            name, text = told.get(low, (term.name, term.text))
-            if low not in skip:  # "tokens" and "token" are one term
-                found.setdefault(
-                    low.removesuffix("s"), term._replace(name=name, text=text)
-                )
+    for term in [term for place in paragraphs(lessons(paths)) for term in bold(place)]:
+        low = term.name.lower()
+        name, text = told.get(low, (term.name, term.text))
+        if low not in skip:  # "tokens" and "token" are one term
+            found.setdefault(low.removesuffix("s"), term._replace(name=name, text=text))
     left = set(told) - {term.name.lower() for term in found.values()}
     if left:
         print(f"note: .site/terms.txt: nowhere in bold: {', '.join(sorted(left))}")
@@ -164,24 +163,18 @@ def glossary(paths: list[Path]) -> str:
         if term.name[0].upper() != letter:
             letter = term.name[0].upper()
             lines.append(f"## {letter}")
-        link = f"[{plain(term.section) or 'where it is used'}](#{term.cell})"
+        link = f"[{term.section or 'where it is used'}](#{term.cell})"
         lines.append(f"**{term.name}**: {term.text} ({link})")
     return "\n\n".join(lines)
 
 
 def formulas(paths: list[Path]) -> str:
     """Return the boxes "In the papers this is written", under their sections."""
-    parts = []
-    for path in paths:
-        section = ""
-        for cell in texts_of(path):
-            for block in re.split(r"\n\s*\n", cell["source"]):
-                if heading := re.findall(r"^## (.*)", block, re.MULTILINE):
-                    section = heading[-1]
-                if block.startswith("> **In the papers"):
-                    link = f"[{plain(section)}](#{cell['id']})"
-                    parts.append(f"## {link}\n\n{apart(block)}")
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        f"## [{place.section}](#{place.cell})\n\n{apart(place.text)}"
+        for place in paragraphs(paths)
+        if place.text.startswith("> **In the papers")
+    )
 
 
 # --------------------------------------------------------------- lists and outputs

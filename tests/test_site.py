@@ -1,5 +1,6 @@
 """The reading site, as a browser shows it: .site/check.py builds it and runs this."""
 
+import importlib
 import os
 import time
 from pathlib import Path
@@ -37,8 +38,11 @@ OPEN_ALL = "document.querySelectorAll('details').forEach(fold => fold.open = tru
 MEASURE = """
 return [...document.querySelectorAll(".slides section")].map(slide => {
   const code = slide.querySelector(".source pre")?.textContent ?? "";
-  return [slide.scrollHeight, slide.scrollWidth - slide.clientWidth,
-    code.trim().split("\\n").length];
+  const boxes = [slide, ...slide.querySelectorAll("pre")];
+  const hidden = Math.max(...boxes.map(b => b.scrollWidth - b.clientWidth));
+  const more = slide.querySelector(":scope > :not(h1, h2, h3, .head, aside)");
+  const draws = /plt\\.show|# fmt/.test(code);
+  return [slide.scrollHeight, hidden, code.trim().split("\\n").length, more && !draws];
 });
 """
 ENTER, RIGHT = "\ue007", "\ue014"  # as WebDriver has them
@@ -178,9 +182,20 @@ def test_no_slide_is_higher_than_the_screen(show, deck):
     browser.execute_script(OPEN_ALL)
     slides = browser.execute_script(MEASURE)
     assert len(slides) > 20
-    for number, (height, hidden, lines) in enumerate(slides, 1):
-        assert height <= 700 and hidden <= 0 and lines <= 15, number
+    for number, (height, hidden, lines, has_point) in enumerate(slides, 1):
+        assert height <= 700 and hidden <= 0 and lines <= 15 and has_point, number
     assert browser.get_log("browser") == []
+
+
+def test_a_slide_shows_what_a_cell_is_about(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / ".site")
+    slides = importlib.import_module("slides")
+    cell = "import torch\nx = f(2)\nassert x\nfor i in x:\n    plt.plot(i)\nplt.show()"
+    assert slides.point(f"{cell}\nshow(x)  # fmt: skip") == "x = f(2)\nshow(x)"
+    body = ["    x = x + 1"] * 15 + ["    x = 2 * x  # new", "    return x"]
+    longer = ["def f(", "    x: int,", ") -> int:", *body, "print(f(1))"]
+    outlined = "def f(x: int) -> int:\n    …\n    x = 2 * x  # new\n    …\nprint(f(1))"
+    assert slides.short("\n".join(longer)) == outlined
 
 
 def test_a_deck_goes_on_and_folds_what_was_asked(show):

@@ -5,11 +5,12 @@ const fit = slide => {
   const folds = [...slide.querySelectorAll("details")];
   folds.forEach(fold => fold.open = true);
   const words = slide.matches(".section, .prediction, .answer, .list, .fold");
-  for (let size = words ? 38 : 30; size > 11; size -= 1) {
+  for (let size = words ? 40 : 36; size > 11; size -= 1) {
     slide.style.fontSize = `${size}px`;
     slide.querySelectorAll("img").forEach(image => image.style.maxHeight = `${size * 19}px`);
     slide.querySelectorAll(".explorer, .explorer table").forEach(box => box.style.fontSize = `${size * 0.7}px`);
-    if (slide.scrollHeight <= HEIGHT && slide.scrollWidth <= slide.clientWidth) break;
+    const wide = [slide, ...slide.querySelectorAll("pre")].some(box => box.scrollWidth > box.clientWidth);
+    if (slide.scrollHeight <= HEIGHT && !wide) break;
   }
   folds.forEach(fold => fold.open = false);
 };
