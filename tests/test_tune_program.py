@@ -94,7 +94,7 @@ def test_every_example_comes_before_one_comes_again():
     assert seen == [list(range(8))] * 2
 
 
-LONG = [{"turns": ["is it true? " * 50, "yes"]}]
+LONG = [{"turns": ["Why? " * 100, "yes"]}]
 
 
 @pytest.mark.parametrize(
