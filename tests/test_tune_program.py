@@ -2,16 +2,15 @@
 
 import importlib
 import json
+import math
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CHAT_LLAMA, TOKENIZER, build, shaken
-from killing import ENVIRONMENT
 from readme_command import readme_command
 
 from shared.gpt_model import GPTConfig
@@ -22,7 +21,7 @@ from shared.support.tiny_tales import tales
 from shared.text_data import END_OF_TEXT
 from shared.tokenizer import BPETokenizer
 
-sys.path.append(str(COURSE / "ch07_instruction"))
+sys.path += [str(COURSE / name) for name in ("ch05_pretraining", "ch07_instruction")]
 chat = importlib.import_module("chat")
 program = importlib.import_module("tune")
 
@@ -140,30 +139,23 @@ def test_ctrl_c_writes_nothing(given, tmp_path, monkeypatch, capsys):
 
 PAGE = COURSE / ".site" / "evening.md"
 SMALLER = {  # what the test adds to a command: sizes, and nothing else
-    "train": "--vocab-size 600 --batch-size 2 --max-steps 60 --eval-every 20",
-    "tune": "--steps 24",
+    "train": "--vocab-size 600 --batch-size 2 --max-steps 30 --eval-every 10",
+    "tune": "--steps 16",
 }
 
 
-def arguments(name: str) -> list[str]:
-    """Return the arguments of one of the page's commands, without Python."""
-    python, script, *rest = shlex.split(readme_command(name, PAGE))
-    assert python == ".venv/bin/python"
-    return [str(COURSE / script), *rest]
-
-
-def run(folder: Path, *command: str, typed: str = "") -> str:
-    """Run Python in a folder; return what it has printed."""
-    done = subprocess.run(
-        [sys.executable, *command], input=typed, cwd=folder, env=ENVIRONMENT,
-        capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(name: str) -> int:
+    """Run one of the page's commands, smaller, in this process."""
+    python, script, *options = shlex.split(readme_command(name, PAGE))
+    assert python == ".venv/bin/python" and (COURSE / script).is_file()
+    main = importlib.import_module(Path(script).stem).main
+    return main([*options, *SMALLER.get(name, "").split()])
 
 
 @pytest.mark.slow
-def test_an_evening_from_files_to_a_chat(tmp_path):
+def test_an_evening_from_files_to_a_chat(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # Ctrl-C stays pytest's
     stories = [tale.text for tale in tales(seed=1, n=200)]
     (tmp_path / "my_texts").mkdir()
     for name, some in (("a", stories[:120]), ("b", stories[120:])):
@@ -171,24 +163,34 @@ def test_an_evening_from_files_to_a_chat(tmp_path):
         (tmp_path / "my_texts" / f"{name}.txt").write_text(text, encoding="utf-8")
     shown = json.loads(readme_command("questions", PAGE))
     assert len(shown) == 3
-    (tmp_path / "my_questions.json").write_text(json.dumps(3 * shown), "utf-8")
-    printed = {}
-    for name, sizes in SMALLER.items():
-        printed[name] = run(tmp_path, *arguments(name), *sizes.split())
-    found = re.findall(r"validation loss ([\d.]+)", printed["train"])
-    first, *_, last = map(float, found)
-    assert last < first < torch.tensor(600).log()
-    before, after = losses(printed["tune"])
+    Path("my_questions.json").write_text(json.dumps(3 * shown), encoding="utf-8")
+
+    assert run("train") == 0
+    found = re.findall(r"validation loss ([\d.]+)", capsys.readouterr().out)
+    first, _, last = map(float, found)
+    assert last < first < math.log(600)
+
+    assert run("tune") == 0
+    before, after = losses(capsys.readouterr().out)
     assert after < before
-    said = run(tmp_path, *arguments("chat"), typed="Who are you?\n\n")
-    assert re.search(r"model: .*\w", said)
-    run(tmp_path, "-c", readme_command("take", PAGE))
-    with open_gguf(tmp_path / "mine.gguf") as (settings, _):
+
+    typed = iter(["Who are you?", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    assert run("chat") == 0
+    assert re.search(r"model: .*\w", capsys.readouterr().out)
+
+    exec(readme_command("take", PAGE), {})
+    with open_gguf("mine.gguf") as (settings, _):
         assert "<|im_start|>" in settings["tokenizer.chat_template"]
 
 
+def options(name: str) -> list[str]:
+    """Return the options of one of the page's commands."""
+    return shlex.split(readme_command(name, PAGE))[2:]
+
+
 def test_the_other_commands_fit_together():
-    assert chat.parse(arguments("web")[1:]).model == "runs/mine/chat"
-    tuned = program.parse(arguments("smollm2")[1:])
-    settings = chat.parse(arguments("chat-smollm2")[1:])
+    assert chat.parse(options("web")).model == chat.parse(options("chat")).model
+    tuned = program.parse(options("smollm2"))
+    settings = chat.parse(options("chat-smollm2"))
     assert settings.adapter == [str(tuned.out)] and settings.model == tuned.model
