@@ -24,7 +24,8 @@ from shared.tokenizer import BPETokenizer
 
 SAMPLE = 10_000_000  # characters from which the tokenizer learns
 PIECE = 1_000_000  # characters, or tokens, that are in the works at a time
-FORMAT = 2  # to be raised when the same text becomes other ids
+FORMAT = 3  # to be raised when the same text becomes other ids
+CHAT_TOKENS = ["<|im_start|>", "<|im_end|>"]  # for conversations, should it learn any
 TALES = str(COURSE / "ch05_pretraining" / "tiny_tales.json")
 END_OF_DOCUMENT = re.compile(rf"^{re.escape(END_OF_TEXT)}(?:\n|\Z)", re.MULTILINE)
 
@@ -71,7 +72,7 @@ class Corpus:
         if self.vocab_size == GPTConfig().vocab_size:
             return BPETokenizer.from_gpt2_files()
         sample = "\n".join(text for text, _ in self.part(0, min(n_train, SAMPLE)))
-        return BPETokenizer.train(sample, self.vocab_size, [END_OF_TEXT])
+        return BPETokenizer.train(sample, self.vocab_size, [END_OF_TEXT, *CHAT_TOKENS])
 
     def report(self, n_documents: int) -> None:
         """Print how many documents there are, and how often the texts end one."""

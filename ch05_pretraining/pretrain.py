@@ -11,10 +11,10 @@ end a document. The last 1/20 of the characters (between 5,000 and 4 million, at
 half) is for validation; the tokenizer learns from the rest. Checkpoints go to
 OUT/checkpoints, one line of JSON per logged step to OUT/log.jsonl (seconds count from
 the start or the resumption), and the finished model, with its tokenizer, to OUT/model;
-.site/programs.md shows how to write with it. Ctrl-C finishes the step, saves a
-checkpoint and the model, and stops; after that, or after a crash, --resume goes on with
-the settings of the first call; --max-steps, --learning-rate and --keep may be given
-anew.
+.site/programs.md shows how to write with it, .site/evening.md how it learns to chat.
+Ctrl-C finishes the step, saves a checkpoint and the model, and stops; after that, or
+after a crash, --resume goes on with the settings of the first call; --max-steps,
+--learning-rate and --keep may be given anew.
 
 A step trains on --batch-size windows in all: several processes share them, so the same
 command gives the same loss curve with any number of processes.
@@ -56,9 +56,17 @@ from processes import (
 )
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
 
 from shared.gpt_model import GPT_CONFIGS, GPTConfig, GPTModel, count_parameters
-from shared.pretraining import TrainConfig, Trainer, evaluate, save_model, train
+from shared.pretraining import (
+    TrainConfig,
+    Trainer,
+    evaluate,
+    generate,
+    save_model,
+    train,
+)
 from shared.support import name_file, read_json, write_whole
 from shared.text_data import GPTDataset
 from shared.tokenizer import BPETokenizer
@@ -312,10 +320,19 @@ def after_step(
     if at_end or step % settings.eval_every == 0:
         with torch.autocast(kind, torch.bfloat16, enabled=settings.bfloat16):
             record["val_loss"] = evaluate(trainer.model, islice(held_out, 20))
+        tqdm.write(f"step {step}: validation loss {record['val_loss']:.2f}")
     if step % settings.log_every == 0 or "val_loss" in record:
         add_to_log(out / "log.jsonl", record)
     if step % settings.checkpoint_every == 0:
         add_checkpoint(trainer, out / "checkpoints", settings.keep)
+
+
+def written(model: GPTModel, tokenizer: BPETokenizer) -> str:
+    """Return a text that a model writes, or the beginning of it."""
+    end = tokenizer.eot_token
+    start = torch.tensor([[end]], device=model.device)
+    ids = generate(model, start, 120, temperature=0.8, stop_token=end)[0].tolist()
+    return tokenizer.decode(i for i in ids if i != end)
 
 
 def run(settings: Settings, out: Path, device: torch.device) -> None:
@@ -353,6 +370,7 @@ def run(settings: Settings, out: Path, device: torch.device) -> None:
         print(f"the model is in {out / 'model'}")
         if trainer.step < settings.max_steps:
             print(f"to go on, give --out {out} --resume")
+        print(f"It writes:\n{written(trainer.model, tokenizer)}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -374,4 +392,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     sys.exit(main())

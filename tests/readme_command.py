@@ -10,13 +10,11 @@ from pathlib import Path
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def readme_command(name: str) -> str:
-    """Return the README's shell block after the comment `<!-- command: NAME -->`."""
-    pattern = rf"<!-- command: {name} -->\s*```(?:sh|bash)\n(.*?)```"
-    if not (
-        found := re.findall(pattern, README.read_text(encoding="utf-8"), re.DOTALL)
-    ):
-        raise SystemExit(f"the README has no command named {name!r}")
+def readme_command(name: str, page: Path = README) -> str:
+    """Return the block of a page after the comment `<!-- command: NAME -->`."""
+    pattern = rf"<!-- command: {name} -->\s*```\w+\n(.*?)```"
+    if not (found := re.findall(pattern, page.read_text(encoding="utf-8"), re.DOTALL)):
+        raise SystemExit(f"{page.name} has no command named {name!r}")
     return found[0].strip()
 
 

@@ -251,7 +251,7 @@ def test_one_text_is_one_text_however_a_system_writes_it(name, story, tmp_path):
 def test_a_line_that_ends_a_text(text, expected, found, within, tmp_path, capsys):
     path = tmp_path / "stories.txt"
     path.write_text(text.replace("<E>", END_OF_TEXT), encoding="utf-8", newline="")
-    corpus.prepare_data(of_story(path, vocab_size=257), tmp_path / "data")
+    corpus.prepare_data(of_story(path, vocab_size=259), tmp_path / "data")
     printed = capsys.readouterr().out
     assert f"{END_OF_TEXT} found: {found}\n" in printed
     assert (f"{within} more stand within a line" in printed) == (within > 0)
