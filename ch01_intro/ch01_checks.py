@@ -32,72 +32,67 @@ EXERCISE_1 = Exercise(
     SHAPES,
     mistakes=[
         Mistake(
-            SHAPES | {"pairs": (3, 3)},
-            "Four are right. In `pairs`, two lists of "
-            "the same length are read together, as in `counts[[t, h, e], [h, e, n]]`. "
-            "How many numbers came out there?",
-            "numpy-discussion, April 2013: no grid",
-        ),
-        Mistake(
-            SHAPES | {"totals": (71,)},
-            "Four are right. In `totals` one axis is "
-            "summed up. What does `keepdim=True` leave in its place?",
-            "makemore's lecture: P / P.sum(1)",
-        ),
-        Mistake(
-            SHAPES | {"flat": (192,)},
-            "Four are right. `flatten(1)` lays out all "
-            "axes from number 1 on. Is the batch, axis 0, among them?",
-            REVIEW,
-        ),
-        Mistake(
-            SHAPES | {"flat": (32, 3, 2)},
-            "Four are right. (32, 3, 2) is what the "
-            "lookup gives. What does `flatten(1)` do with the last two axes?",
-            REVIEW,
-        ),
-        Mistake(
-            SHAPES | {"row": (1, 71)},
-            "Four are right. `counts[7]` asks for one "
-            "row with a number. Does an axis of rows stay behind?",
-            "a trial of this exercise",
-        ),
-        Mistake(
             SHAPES | {"pairs": (3, 3), "grid": (3,)},
-            "Three are right, and "
             "`pairs` and `grid` have changed places: which of the two has the `[:, "
             "None]`, so that one list stands up?",
             "a trial of this exercise",
         ),
         Mistake(
+            SHAPES | {"pairs": (3, 3)},
+            "In `pairs`, two lists of the same length are read together, as in "
+            "`counts[[t, h, e], [h, e, n]]`. How many numbers came out there?",
+            "numpy-discussion, April 2013: no grid",
+        ),
+        Mistake(
+            SHAPES | {"totals": (71,)},
+            "In `totals`, one axis is summed up. What does `keepdim=True` leave in its "
+            "place?",
+            "makemore's lecture: P / P.sum(1)",
+        ),
+        Mistake(
+            SHAPES | {"flat": (192,)},
+            "In `flat`, `flatten(1)` lays out all axes from number 1 on. Is the batch, "
+            "axis 0, among them?",
+            REVIEW,
+        ),
+        Mistake(
+            SHAPES | {"flat": (32, 3, 2)},
+            "In `flat`, (32, 3, 2) is what the lookup gives. What does `flatten(1)` do "
+            "with the last two axes?",
+            REVIEW,
+        ),
+        Mistake(
+            SHAPES | {"row": (1, 71)},
+            "In `row`, `counts[7]` asks for one row with a number. Does an axis of "
+            "rows stay behind?",
+            "a trial of this exercise",
+        ),
+        Mistake(
             SHAPES | {"grid": (3,)},
-            "Four are right. In `grid`, `[:, None]` has "
-            "made (3, 1) of one list. What does broadcasting make of it and the "
-            "other, (3,)?",
+            "In `grid`, `[:, None]` has made (3, 1) of one list. What does "
+            "broadcasting make of it and the other, (3,)?",
             "a trial of this exercise",
         ),
         Mistake(
             SHAPES | {"grid": (3, 1, 3)},
-            "Four are right. In `grid`, (3, 1) and "
-            "(3,) are not put together, but stretched until they fit. To which shape?",
+            "In `grid`, (3, 1) and (3,) are not put together, but stretched until they "
+            "fit. To which shape?",
             "a trial of this exercise",
         ),
         Mistake(
             SHAPES | {"pairs": (3, 2)},
-            "Four are right. `pairs` asks for three "
-            "pairs (row, column). How many numbers does the table hold at one such "
-            "place?",
+            "`pairs` asks for three pairs (row, column). How many numbers does the "
+            "table hold at one such place?",
             "a trial of this exercise",
         ),
         Mistake(
             SHAPES | {"flat": (32, 3)},
-            "Four are right. In `flat`, every id of a "
-            "context brings a point of two numbers.",
+            "In `flat`, every id of a context brings a point of two numbers.",
             "a trial of this exercise",
         ),
     ],
-    notice="`grid` and `pairs` have the same two lists in them; only `[:, None]` "
-    "makes a grid of one and a row of pairs of the other.",
+    notice="`grid` and `pairs` have the same two lists in them; only `[:, None]` makes "
+    "a grid of one and a row of pairs of the other.",
 )
 
 # --- 1.2 -----------------------------------------------------------------------------
@@ -122,9 +117,8 @@ EXERCISE_2 = Exercise(
     mistakes=[
         Mistake(
             lambda P: -P.log().mean(),
-            "That is the cross-entropy, in nats. "
-            "Perplexity turns it back into a number of choices: what undoes a "
-            "logarithm?",
+            "That is the cross-entropy, in nats. Perplexity turns it back into a "
+            "number of choices: what undoes a logarithm?",
             "stats.stackexchange.com 345507",
         ),
         Mistake(
@@ -134,28 +128,26 @@ EXERCISE_2 = Exercise(
         ),
         Mistake(
             lambda P: (1 / P).mean(),
-            "You average a perplexity for each letter. "
-            "The mean comes first, over the prices, and then the exponential.",
+            "You average a perplexity for each letter. The mean comes first, over the "
+            "prices, and then the exponential.",
             "averages over batches, PTB threads",
         ),
         Mistake(
             lambda P: (-P.log().sum()).exp(),
-            "The price of the whole text. Longer "
-            "texts would always be worse: sum, or mean?",
+            "The price of the whole text. Longer texts would always be worse: sum, or "
+            "mean?",
             "summed losses, PTB threads",
         ),
         Mistake(
             lambda P: P.prod() ** (-1 / len(P)),
-            "On paper that is right. But "
-            "multiply 2,000 numbers of 0.1: what is left of it in float32? This is why "
-            "one adds logarithms.",
+            "On paper that is right. But multiply 2,000 numbers of 0.1: what is left "
+            "of it in float32? This is why one adds logarithms.",
             "section 1.4: why a logarithm",
         ),
         Mistake(
             lambda P: P.log().mean().exp(),
-            "Yours grows with P: the better "
-            "model gets the larger number. The price of a letter is −log P. Where is "
-            "the minus?",
+            "Yours grows with P: the better model gets the larger number. The price of "
+            "a letter is −log P. Where is the minus?",
             "a trial of this exercise",
         ),
         Mistake(
@@ -164,8 +156,8 @@ EXERCISE_2 = Exercise(
             "a trial of this exercise",
         ),
     ],
-    notice="One letter that was called impossible makes the whole text infinitely "
-    "bad: this is what smoothing is for.",
+    notice="One letter that was called impossible makes the whole text infinitely bad: "
+    "this is what smoothing is for.",
 )
 
 # --- 1.3 -----------------------------------------------------------------------------
@@ -193,10 +185,9 @@ EXERCISE_3 = Exercise(
     mistakes=[
         Mistake(
             partial(softmax_with, shift=lambda z: 0),
-            "Right for small scores. But "
-            "e to the 1,000th is too large for a float32: inf divided by inf is nan. "
-            "What may you subtract from every score of a row without changing the "
-            "result?",
+            "Right for small scores. But e to the 1,000th is too large for a float32: "
+            "inf divided by inf is nan. What may you subtract from every score of a "
+            "row without changing the result?",
             "openillumi.com: softmax and nan",
         ),
         Mistake(
@@ -208,8 +199,8 @@ EXERCISE_3 = Exercise(
         ),
         Mistake(
             partial(softmax_with, axis=0),
-            "The columns sum to 1. Each row is a "
-            "distribution: along which axis must be summed?",
+            "The columns sum to 1. Each row is a distribution: along which axis must "
+            "be summed?",
             "PyTorch's warning: implicit dim",
         ),
         Mistake(
@@ -219,29 +210,27 @@ EXERCISE_3 = Exercise(
         ),
         Mistake(
             lambda z: softmax_with(z.clamp(max=80)),
-            "No overflow any more, but "
-            "scores of 1,000 and 1,002 have become the same. Shift the scores; don't "
-            "cut them.",
+            "No overflow any more, but scores of 1,000 and 1,002 have become the same. "
+            "Shift the scores; don't cut them.",
             "clipping, softmax questions",
         ),
         Mistake(
             partial(softmax_with, keep=False),
-            "A sum or a maximum over the last "
-            "axis takes that axis away. Section 1.3 had a word that keeps it, with "
-            "length 1, so that each row meets its own total.",
+            "A sum or a maximum over the last axis takes that axis away. Section 1.3 "
+            "had a word that keeps it, with length 1, so that each row meets its own "
+            "total.",
             "section 1.3: keepdim",
         ),
         Mistake(
             lambda z: z - z.max(dim=-1, keepdim=True),
-            "`max` with a `dim` "
-            "returns two things, the largest values and their places. Which one do "
-            "you need?",
+            "`max` with a `dim` returns two things, the largest values and their "
+            "places. Which one do you need?",
             "a trial of this exercise",
         ),
         Mistake(
             lambda z: softmax_with(z, lambda z: z.max(), tuple(range(z.ndim))),
-            "All numbers together sum to 1. Each row is a distribution of its own, "
-            "and has a largest score of its own.",
+            "All numbers together sum to 1. Each row is a distribution of its own, and "
+            "has a largest score of its own.",
             "a trial of this exercise",
         ),
         Mistake(
@@ -251,8 +240,8 @@ EXERCISE_3 = Exercise(
             "a trial of this exercise",
         ),
     ],
-    notice="Only differences between the scores of a row count. So you could "
-    "subtract any number, and the largest is the one that is always safe.",
+    notice="Only differences between the scores of a row count. So you could subtract "
+    "any number, and the largest is the one that is always safe.",
 )
 
 # --- 1.4 -----------------------------------------------------------------------------
@@ -297,53 +286,50 @@ EXERCISE_4 = Exercise(
     mistakes=[
         Mistake(
             partial(refuse, near=0.0),
-            "You refuse a good table. Its 71 numbers "
-            "were rounded when they were divided and summed: how exactly can they add "
-            "up to 1?",
+            "You refuse a good table. Its 71 numbers were rounded when they were "
+            "divided and summed: how exactly can they add up to 1?",
             "floats compared with ==",
         ),
         Mistake(
             partial(refuse, axis=0),
-            "Along which axis do you sum? You refuse a "
-            "good table, whose rows sum to 1.",
+            "Along which axis do you sum? You refuse a good table, whose rows sum to "
+            "1.",
             "makemore's lecture: columns",
         ),
         Mistake(
             partial(refuse, lowest=NEG_INF),
-            "A row of 1.5 and −0.5 sums to 1, "
-            "too. What else must hold for a probability?",
+            "A row of 1.5 and −0.5 sums to 1, too. What else must hold for a "
+            "probability?",
             "sign forgotten: our own first version",
         ),
         Mistake(
             partial(refuse, nan_is_bad=False),
-            "Every comparison with nan is "
-            "False, also 'is it too far from 1?'. Ask the other way round: is every "
-            "row near enough?",
+            "Every comparison with nan is False, also 'is it too far from 1?'. Ask the "
+            "other way round: is every row near enough?",
             "nan != nan, python questions",
         ),
         Mistake(
             partial(refuse, near=0.05),
-            "A table whose rows sum to 0.99 gets "
-            "through. How large is an error of rounding in float32, and how large is "
-            "this one?",
+            "A table whose rows sum to 0.99 gets through. How large is an error of "
+            "rounding in float32, and how large is this one?",
             "atol=1e-2, a university course's tests",
         ),
         Mistake(
             lambda table: None,
-            "All four get through. Does an `assert` stand "
-            "there? What a test returns, nobody looks at.",
+            "All four get through. Does an `assert` stand there? What a test returns, "
+            "nobody looks at.",
             "a trial of this exercise",
         ),
         Mistake(
             refuse_total,
-            "All rows together may hold V although one has too much "
-            "and another too little. Each row is a distribution of its own.",
+            "All rows together may hold V although one has too much and another too "
+            "little. Each row is a distribution of its own.",
             "a trial of this exercise",
         ),
         Mistake(
             complain,
-            "You find all four. But you raise a ValueError: what is "
-            "raised where an `assert` fails?",
+            "You find all four. But you raise a ValueError: what is raised where an "
+            "`assert` fails?",
             "a trial of this exercise",
         ),
         Mistake(
@@ -352,9 +338,8 @@ EXERCISE_4 = Exercise(
             "a trial of this exercise",
         ),
     ],
-    notice="A test has two sides: it lets the good through, with their rounding, "
-    "and it stops the bad. `nan` slips through every test that asks for the wrong "
-    "thing.",
+    notice="A test has two sides: it lets the good through, with their rounding, and "
+    "it stops the bad. `nan` slips through every test that asks for the wrong thing.",
 )
 
 # --- 1.5 -----------------------------------------------------------------------------
@@ -387,9 +372,8 @@ EXERCISE_5 = Exercise(
     mistakes=[
         Mistake(
             partial(losses_of, clear="too early"),
-            "Now the loss stays at log V "
-            "for ever: nothing is learned. At the moment of `step`, what is in the "
-            "gradients?",
+            "Now the loss stays at log V for ever: nothing is learned. At the moment "
+            "of `step`, what is in the gradients?",
             "velog.io/@rhss10: zero_grad between backward and step",
         ),
         Mistake(
@@ -405,8 +389,8 @@ EXERCISE_5 = Exercise(
             "reduction='sum' tried against a loss that does not fall",
         ),
     ],
-    notice="`backward` adds. That is useful, too: chapter 5 adds up the gradients "
-    "of several small batches before it takes one step.",
+    notice="`backward` adds. That is useful, too: chapter 5 adds up the gradients of "
+    "several small batches before it takes one step.",
 )
 
 # --- 1.6 -----------------------------------------------------------------------------
@@ -418,27 +402,26 @@ EXERCISE_6A = Exercise(
     mistakes=[
         Mistake(
             71**2,
-            "That is one number for each pair of letters: the table of "
-            "section 1.3. Now a row belongs to a pair. How many rows, and how long is "
-            "each?",
+            "That is one number for each pair of letters: the table of section 1.3. "
+            "Now a row belongs to a pair. How many rows, and how long is each?",
             "contexts and cells mixed up: section 1.6's first column",
         ),
         Mistake(
             2 * 71**2,
-            "Two tables of pairs would not know which two letters stood "
-            "together. Every pair of letters has a row of its own.",
+            "Two tables of pairs would not know which two letters stood together. "
+            "Every pair of letters has a row of its own.",
             "2 V² for V³, n-gram questions",
         ),
         Mistake(
             71**2 + 71,
-            "That is one row more than the table of section 1.3 has. "
-            "Now a row belongs to a pair: how many pairs are there?",
+            "That is one row more than the table of section 1.3 has. Now a row belongs "
+            "to a pair: how many pairs are there?",
             "a trial of this exercise",
         ),
         Mistake(
             71**4,
-            "A row for every pair, and 71 numbers in each: a factor 71 too "
-            "many. One letter is predicted, not a pair.",
+            "A row for every pair, and 71 numbers in each: a factor 71 too many. One "
+            "letter is predicted, not a pair.",
             "a trial of this exercise",
         ),
     ],
@@ -474,9 +457,8 @@ EXERCISE_6B = Exercise(
     mistakes=[
         Mistake(
             partial(numbered, factors=(1, 1, 1)),
-            "Different triples get the same "
-            "number. In 1.3 the pair (i, j) was number i · V + j. What comes before i "
-            "· V if there is one letter more?",
+            "Different triples get the same number. In 1.3 the pair (i, j) was number "
+            "i · V + j. What comes before i · V if there is one letter more?",
             "section 1.3's trick, one axis further",
         ),
         Mistake(
@@ -487,16 +469,14 @@ EXERCISE_6B = Exercise(
         ),
         Mistake(
             partial(count_triples, start=1),
-            "One triple is missing. A text of N "
-            "letters has N − 2 of them: which slices of the text do you put side by "
-            "side?",
+            "One triple is missing. A text of N letters has N − 2 of them: which "
+            "slices of the text do you put side by side?",
             "off by one in ids[:-2], ids[1:-1], ids[2:]",
         ),
         Mistake(
             lambda ids, V: numbered(ids, V, (V, V, 1)),
-            "Different triples get "
-            "the same number. In 1.3 the pair (i, j) was number i · V + j. What comes "
-            "before i · V if there is one letter more?",
+            "Different triples get the same number. In 1.3 the pair (i, j) was number "
+            "i · V + j. What comes before i · V if there is one letter more?",
             "a trial of this exercise",
         ),
         Mistake(
@@ -507,15 +487,14 @@ EXERCISE_6B = Exercise(
         ),
         Mistake(
             lambda ids, V: count_triples(ids[:-1], V),
-            "One triple is missing, "
-            "the last. A text of N letters has N − 2 of them: where does your loop, "
-            "or your slice, end?",
+            "One triple is missing, the last. A text of N letters has N − 2 of them: "
+            "where does your loop, or your slice, end?",
             "a trial of this exercise",
         ),
         Mistake(
             partial(count_triples, step=3),
-            "You go on three letters at a time. "
-            "Triples overlap: one begins at each letter.",
+            "You go on three letters at a time. Triples overlap: one begins at each "
+            "letter.",
             "a trial of this exercise",
         ),
     ],
@@ -580,53 +559,50 @@ EXERCISE_6C = Exercise(
     mistakes=[
         Mistake(
             partial(Reference, falls_back=False),
-            "Where does a pair of letters "
-            "that never occurred get its probabilities? Yours gives every letter the "
-            "same; it should ask the table with one letter of context.",
+            "Where does a pair of letters that never occurred get its probabilities? "
+            "Yours gives every letter the same; it should ask the table with one "
+            "letter of context.",
             "add-alpha smoothing used where section 1.6 falls back",
         ),
         Mistake(
             partial(Reference, middle=0),
-            "You fall back on the first of the two "
-            "letters. Which of them stands next to the letter that is predicted?",
+            "You fall back on the first of the two letters. Which of them stands next "
+            "to the letter that is predicted?",
             "axis of the bigram mixed up with that of the trigram",
         ),
         Mistake(
             partial(Reference, seen=slice(1, None)),
-            "The first pair of the text "
-            "is missing. In the table of triples, a pair (j, k) is counted only where "
-            "a letter stands before it.",
+            "The first pair of the text is missing. In the table of triples, a pair "
+            "(j, k) is counted only where a letter stands before it.",
             "self-test: pairs as triples summed up",
         ),
         Mistake(
             partial(Reference, seen=slice(-1)),
-            "The last pair of the text is "
-            "missing. In the table of triples, a pair (i, j) is counted only where a "
-            "letter follows it.",
+            "The last pair of the text is missing. In the table of triples, a pair (i, "
+            "j) is counted only where a letter follows it.",
             "a trial of this exercise",
         ),
         Mistake(
             partial(Reference, spread=1),
-            "Look at a row of P(k | j): does it add "
-            "up to 1? `added` observations in all are shared out among V letters.",
+            "Look at a row of P(k | j): does it add up to 1? `added` observations in "
+            "all are shared out among V letters.",
             "a trial of this exercise",
         ),
         Mistake(
             partial(Reference, lying=True),
-            "Do your rows add up to 1? The totals "
-            "of the pairs have lost an axis and lie down across the wrong ones. What "
-            "keeps it?",
+            "Do your rows add up to 1? The totals of the pairs have lost an axis and "
+            "lie down across the wrong ones. What keeps it?",
             "section 1.3: keepdim",
         ),
         Mistake(
             CrossEntropy,
-            "The table is right. What you return for the text is "
-            "the cross-entropy, in nats. What makes a perplexity of it?",
+            "The table is right. What you return for the text is the cross-entropy, in "
+            "nats. What makes a perplexity of it?",
             "a trial of this exercise",
         ),
     ],
-    notice="With `added` near 0 you get the counted table, with a large one the "
-    "model with one letter of context. The best lies between.",
+    notice="With `added` near 0 you get the counted table, with a large one the model "
+    "with one letter of context. The best lies between.",
 )
 
 check = Checks(

@@ -38,45 +38,44 @@ EXERCISE_1 = Exercise(
     mistakes=[
         Mistake(
             ["en", "te", "n_"],
-            "The three most frequent pairs at the start. But "
-            "once e + n is one token, which pairs are left?",
+            "The three most frequent pairs at the start. But once e + n is one token, "
+            "which pairs are left?",
             "minbpe issue 93",
         ),
         Mistake(
             ["en", "ten", "tent"],
-            "Two are right. Then there are ten + t and ten "
-            "+ _: the underscore counts as a letter. Which of the two is more "
-            "frequent?",
+            "Two are right. Then there are ten + t and ten + _: the underscore counts "
+            "as a letter. Which of the two is more frequent?",
             "words without their end",
         ),
         Mistake(
             ["te", "ten", "ten_"],
-            "Count once more: te stands in `ten` and "
-            "`tent`. In which words does en stand?",
+            "Count once more: te stands in `ten` and `tent`. In which words does en "
+            "stand?",
             "a trial of this exercise",
         ),
         Mistake(
             ["en", "ten", "en_"],
-            "Two are right. The underscore did follow en "
-            "five times, but by now nearly all of these en are inside ten.",
+            "Two are right. The underscore did follow en five times, but by now nearly "
+            "all of these en are inside ten.",
             "a trial of this exercise",
         ),
         Mistake(
             ["en", "en_", "ten_"],
-            "The first is right. Which is more frequent "
-            "after it, t + en or en + _? One of them stands in `tent`, too.",
+            "The first is right. Which is more frequent after it, t + en or en + _? "
+            "One of them stands in `tent`, too.",
             "a trial of this exercise",
         ),
         Mistake(
             ["en", "n_", "te"],
-            "The three most frequent pairs at the start. But "
-            "once e + n is one token, which pairs are left?",
+            "The three most frequent pairs at the start. But once e + n is one token, "
+            "which pairs are left?",
             "a trial of this exercise",
         ),
         Mistake(
             ["e n", "t en", "ten _"],
-            "The merges are right. Write each token as "
-            "it is once it is glued, without a space.",
+            "The merges are right. Write each token as it is once it is glued, without "
+            "a space.",
             "a trial of this exercise",
         ),
     ],
@@ -113,8 +112,8 @@ EXERCISE_2 = Exercise(
     mistakes=[
         Mistake(
             partial(merge_with, fault="no skip"),
-            "The right half is still there "
-            "after the new id. How far must you go on when you have glued two?",
+            "The right half is still there after the new id. How far must you go on "
+            "when you have glued two?",
             "minbpe issue 51: overlapping pairs",
         ),
         Mistake(
@@ -124,9 +123,9 @@ EXERCISE_2 = Exercise(
         ),
         Mistake(
             partial(merge_with, fault="no skip, end"),
-            "The right half is still "
-            "there after the new id, and an id at the end is lost. How far must you "
-            "go on when you have glued two, and where does your loop end?",
+            "The right half is still there after the new id, and an id at the end is "
+            "lost. How far must you go on when you have glued two, and where does your "
+            "loop end?",
             "a trial of this exercise",
         ),
     ],
@@ -190,9 +189,8 @@ EXERCISE_3 = Exercise(
     mistakes=[
         Mistake(
             longest_first,
-            "You take the longest token that fits. In training the "
-            "pieces were glued one pair at a time: in `touch`, which pair was learned "
-            "first?",
+            "You take the longest token that fits. In training the pieces were glued "
+            "one pair at a time: in `touch`, which pair was learned first?",
             "section 2.10; github/rust-gems pull 9",
         ),
         Mistake(
@@ -203,9 +201,8 @@ EXERCISE_3 = Exercise(
         ),
         Mistake(
             lambda word, merges: [*word],
-            "Going through `bytes` gives numbers, "
-            "and no pair of numbers is among the merges. How do you get pieces of one "
-            "byte?",
+            "Going through `bytes` gives numbers, and no pair of numbers is among the "
+            "merges. How do you get pieces of one byte?",
             "list(b'the'), python questions",
         ),
     ],
@@ -245,33 +242,31 @@ EXERCISE_4 = Exercise(
     mistakes=[
         Mistake(
             partial(decode_each, errors="ignore"),
-            "No � any more, but no dove "
-            "either. Its bytes are all there, in two tokens: when can they be read as "
-            "text?",
+            "No � any more, but no dove either. Its bytes are all there, in two "
+            "tokens: when can they be read as text?",
             "replicate/cog-llama-template pull 75",
         ),
         Mistake(
             partial(decode_each, encoding="latin-1"),
-            "Latin-1 has a character for "
-            "every byte, but the wrong one. How was the text written?",
+            "Latin-1 has a character for every byte, but the wrong one. How was the "
+            "text written?",
             "latin-1 as a cure, stackoverflow",
         ),
         Mistake(
             decode_joined,
-            "The dove flies. But a model's text may end inside a "
-            "character: what did the old version do with bytes that are no text?",
+            "The dove flies. But a model's text may end inside a character: what did "
+            "the old version do with bytes that are no text?",
             "tiktoken_ruby pull 123",
         ),
         Mistake(
             partial(decode_joined, errors="ignore"),
-            "The dove flies. But half a "
-            "dove now vanishes without a trace. What should stand there, so that one "
-            "sees that something was broken?",
+            "The dove flies. But half a dove now vanishes without a trace. What should "
+            "stand there, so that one sees that something was broken?",
             "a trial of this exercise",
         ),
     ],
-    notice="A program that shows a text while it is being written must hold back "
-    "half a dove until the other half comes.",
+    notice="A program that shows a text while it is being written must hold back half "
+    "a dove until the other half comes.",
 )
 
 
@@ -358,9 +353,8 @@ EXERCISE_5 = Exercise(
         ),
         Mistake(
             partial(refuse, texts=("a<|endoftext|>b",)),
-            "One of four. A "
-            "tokenizer may also change a text: which letters, which spaces, which "
-            "signs could come back as others?",
+            "One of four. A tokenizer may also change a text: which letters, which "
+            "spaces, which signs could come back as others?",
             "a trial of this exercise",
         ),
         Mistake(
@@ -382,9 +376,9 @@ EXERCISE_5 = Exercise(
         ),
         Mistake(
             refuse_all,
-            "You refuse the good ones, too. These raise no error when "
-            "a user types `<|endoftext|>`: they read it as ordinary text. What must "
-            "not be among the ids, and what must come back?",
+            "You refuse the good ones, too. These raise no error when a user types "
+            "`<|endoftext|>`: they read it as ordinary text. What must not be among "
+            "the ids, and what must come back?",
             "section 2.4: tiktoken raises an error where nothing was decided",
         ),
     ],
@@ -401,8 +395,8 @@ EXERCISE_6 = Exercise(
     mistakes=[
         Mistake(
             124,
-            "One too many. The last input of a window needs a target, too. "
-            "Does your last window have one?",
+            "One too many. The last input of a window needs a target, too. Does your "
+            "last window have one?",
             "foundation-model-stack pull 49",
         ),
         Mistake(
@@ -412,20 +406,20 @@ EXERCISE_6 = Exercise(
         ),
         Mistake(
             125,
-            "That is how often 8 fits into 1,000. How many tokens must still "
-            "follow the last start?",
+            "That is how often 8 fits into 1,000. How many tokens must still follow "
+            "the last start?",
             "N / stride, sliding windows",
         ),
         Mistake(
             62,
-            "That is how often 16 fits into 1,000. But a new window begins "
-            "after 8 tokens already.",
+            "That is how often 16 fits into 1,000. But a new window begins after 8 "
+            "tokens already.",
             "a trial of this exercise",
         ),
         Mistake(
             984,
-            "A window at every start. With a stride of 8, how many of these "
-            "starts are there?",
+            "A window at every start. With a stride of 8, how many of these starts are "
+            "there?",
             "a trial of this exercise",
         ),
     ],
@@ -459,14 +453,14 @@ EXERCISE_7 = Exercise(
     mistakes=[
         Mistake(
             partial(sliding, by=0),
-            "Inputs and targets are the same: there is "
-            "nothing to predict. What comes after a token?",
+            "Inputs and targets are the same: there is nothing to predict. What comes "
+            "after a token?",
             "transformers issues 24910, 2033",
         ),
         Mistake(
             partial(unfold, first=-1),
-            "One target a window. But every one of its "
-            "T inputs has a token after it, too.",
+            "One target a window. But every one of its T inputs has a token after it, "
+            "too.",
             "chapter 1's three letters",
         ),
         Mistake(
@@ -476,26 +470,26 @@ EXERCISE_7 = Exercise(
         ),
         Mistake(
             partial(sliding, end=-1),
-            "Your last window lacks its last target. Up "
-            "to which start are there T + 1 tokens?",
+            "Your last window lacks its last target. Up to which start are there T + 1 "
+            "tokens?",
             "len(ids) - T + 1, sliding windows",
         ),
         Mistake(
             partial(sliding, end=1),
-            "The last window is missing, although all its "
-            "targets are there. Where does your range of starts end?",
+            "The last window is missing, although all its targets are there. Where "
+            "does your range of starts end?",
             "len(ids) - T - 1, sliding windows",
         ),
         Mistake(
             lambda ids, T, stride: sliding(ids, T, T),
-            "Your windows lie side by "
-            "side. By how much does `stride` say that the next one begins later?",
+            "Your windows lie side by side. By how much does `stride` say that the "
+            "next one begins later?",
             "a trial of this exercise",
         ),
         Mistake(
             lambda ids, T, s: sliding(ids, T, s, by=T, end=T - 1),
-            "Your targets are the window after the inputs. A target is the one "
-            "token that comes next: how far are they shifted?",
+            "Your targets are the window after the inputs. A target is the one token "
+            "that comes next: how far are they shifted?",
             "a trial of this exercise",
         ),
         Mistake(
@@ -537,9 +531,8 @@ EXERCISE_8 = Exercise(
         ),
         Mistake(
             partial(by_the_paper, power=lambda c: c),
-            "The cosine turns at another "
-            "speed than its sine. Both belong to one hand: which exponent do they "
-            "share?",
+            "The cosine turns at another speed than its sine. Both belong to one hand: "
+            "which exponent do they share?",
             "SamLynnEvans/Transformer issue 7",
         ),
         Mistake(
@@ -554,21 +547,20 @@ EXERCISE_8 = Exercise(
         ),
         Mistake(
             partial(by_the_paper, power=lambda c: 2 * c),
-            "The hands slow down "
-            "too fast. In 2i / D, i counts pairs. What is 2i for columns 0, 1, 2, 3?",
-            "a trial of this exercise",
-        ),
-        Mistake(
-            partial(by_the_paper, power=lambda c: c // 2),
-            "The hands slow down "
-            "too little. The exponent is 2i / D, and i counts pairs: what is 2i for "
+            "The hands slow down too fast. In 2i / D, i counts pairs. What is 2i for "
             "columns 0, 1, 2, 3?",
             "a trial of this exercise",
         ),
         Mistake(
+            partial(by_the_paper, power=lambda c: c // 2),
+            "The hands slow down too little. The exponent is 2i / D, and i counts "
+            "pairs: what is 2i for columns 0, 1, 2, 3?",
+            "a trial of this exercise",
+        ),
+        Mistake(
             lambda n, D: by_the_paper(n, D).view(n, -1, 2).flip(-1).flatten(1),
-            "Each pair has its sine and cosine, but they have changed places. Which "
-            "of them stands in the even columns?",
+            "Each pair has its sine and cosine, but they have changed places. Which of "
+            "them stands in the even columns?",
             "a trial of this exercise",
         ),
     ],
@@ -622,14 +614,14 @@ EXERCISE_9A = Exercise(
     mistakes=[
         Mistake(
             partial(train_with, fault="each"),
-            "Each word is counted once. But ` "
-            "her` stands there eight times, and so do its pairs.",
+            "Each word is counted once. But ` her` stands there eight times, and so do "
+            "its pairs.",
             "ClemenPine/a200 issue 7",
         ),
         Mistake(
             partial(train_with, fault="once"),
-            "You take all merges from one "
-            "count. After a merge there are new neighbours: when must you count?",
+            "You take all merges from one count. After a merge there are new "
+            "neighbours: when must you count?",
             "minbpe issue 93",
         ),
         Mistake(
@@ -639,8 +631,8 @@ EXERCISE_9A = Exercise(
         ),
         Mistake(
             partial(train_with, fault="each", tie=lambda pair: 0),
-            "Each word is counted once. But ` her` stands there eight times, and so "
-            "do its pairs.",
+            "Each word is counted once. But ` her` stands there eight times, and so do "
+            "its pairs.",
             "ClemenPine/a200 issue 7",
         ),
         Mistake(
@@ -694,9 +686,9 @@ EXERCISE_9B = Exercise(
     mistakes=[
         Mistake(
             lambda text, encode, *_: encode(text),
-            "No special token is found. If "
-            "you cut with a regular expression: `|` means `or` there, so `<|user|>` is "
-            "`<`, `user` or `>`. How is such a sign escaped?",
+            "No special token is found. If you cut with a regular expression: `|` "
+            "means `or` there, so `<|user|>` is `<`, `user` or `>`. How is such a sign "
+            "escaped?",
             "| in a pattern, stackoverflow",
         ),
         Mistake(
@@ -706,8 +698,8 @@ EXERCISE_9B = Exercise(
         ),
         Mistake(
             partial(split_with, pattern="{}"),
-            "The special tokens are gone. What "
-            "does `re.split` do with what it cuts at, and when does it keep it?",
+            "The special tokens are gone. What does `re.split` do with what it cuts "
+            "at, and when does it keep it?",
             "re.split without a group",
         ),
         Mistake(
@@ -720,18 +712,17 @@ EXERCISE_9B = Exercise(
             lambda text, encode, _, allowed: sum(
                 map(encode, allowed and [text] or text), []
             ),
-            "No special token is found. If you cut with a regular "
-            "expression: `|` means `or` there, so `<|user|>` is `<`, `user` or `>`. "
-            "How is such a sign escaped?",
+            "No special token is found. If you cut with a regular expression: `|` "
+            "means `or` there, so `<|user|>` is `<`, `user` or `>`. How is such a sign "
+            "escaped?",
             "| in a pattern, stackoverflow",
         ),
         Mistake(
             lambda text, encode, special, allowed: split_with(
                 text, encode, special, allowed, "({})" if allowed else "(<.user.>)"
             ),
-            "You cut at a token that is "
-            "not allowed, and encode what stands around it apart. It is ordinary text: "
-            "nothing is cut there.",
+            "You cut at a token that is not allowed, and encode what stands around it "
+            "apart. It is ordinary text: nothing is cut there.",
             "a trial of this exercise",
         ),
         Mistake(
@@ -807,14 +798,14 @@ EXERCISE_9C = Exercise(
         ),
         Mistake(
             tables(lambda self, ids: 0),
-            "Equal tokens get equal vectors wherever "
-            "they stand. Where are the positions?",
+            "Equal tokens get equal vectors wherever they stand. Where are the "
+            "positions?",
             "section 2.7",
         ),
         Mistake(
             tables(lambda self, ids: self.pos_emb(torch.arange(len(ids)))),
-            "Your positions count the texts of the batch. Which axis of (B, T) are "
-            "the places?",
+            "Your positions count the texts of the batch. Which axis of (B, T) are the "
+            "places?",
             "x.size(0) for x.size(1)",
         ),
         Mistake(

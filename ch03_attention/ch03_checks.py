@@ -61,14 +61,14 @@ SOFTMAX = Exercise(
         ),
         Mistake(
             partial(shares, largest=largest_of, keepdim=False),
-            "A sum over the last axis takes that axis away, and then the sums lie "
-            "down as a row. What keeps the axis in place?",
+            "A sum over the last axis takes that axis away, and then the sums lie down "
+            "as a row. What keeps the axis in place?",
             "section 1.3: keepdim",
         ),
         Mistake(
             partial(shares, largest=lambda x: x.amax(-1), keepdim=False),
-            "A maximum or a sum over the last axis takes that axis away, and then "
-            "the numbers lie down as a row. What keeps the axis in place?",
+            "A maximum or a sum over the last axis takes that axis away, and then the "
+            "numbers lie down as a row. What keeps the axis in place?",
             "section 1.3: keepdim",
         ),
         Mistake(
@@ -107,8 +107,8 @@ SHAPES = Exercise(
     mistakes=[
         Mistake(
             shapes((2, 5, 3, 4), SCORES, OUT),
-            "Cut into heads, yes. But each head needs a table of tokens of its own: "
-            "which two axes are still to be swapped?",
+            "`queries` and `contexts` are cut into heads, yes. But each head needs a "
+            "table of tokens of its own: which two axes are still to be swapped?",
             "harvardnlp/annotated-transformer#118",
         ),
         Mistake(
@@ -118,47 +118,46 @@ SHAPES = Exercise(
         ),
         Mistake(
             shapes(HEADS, SCORES, HEADS),
-            "What happens to the heads before the last matrix?",
+            "`out`: what happens to the heads before the last matrix?",
             "ajhalthor/Transformer-Neural-Network#8",
         ),
         Mistake(
             shapes((2, 3, 5, 12), SCORES, OUT),
-            "Twelve numbers for each of three heads? The heads share the twelve.",
+            "`queries`: twelve numbers for each of three heads? The heads share the twelve.",
             "jranaraki/vllm-fit#2",
         ),
         Mistake(
             shapes((2, 3, 5, 12), SCORES, (2, 5, 36)),
-            "Twelve numbers for each of three heads? The heads share the twelve.",
+            "`queries`: twelve numbers for each of three heads? The heads share the twelve.",
             "jranaraki/vllm-fit#2",
         ),
         Mistake(
             shapes((2, 5, 3, 4), SCORES, OUT, HEADS),
-            "Cut into heads, yes. But each head needs a table of tokens of its "
-            "own: which two axes of the queries are still to be swapped?",
+            "`queries` is cut into heads, yes. But each head needs a table of tokens "
+            "of its own: which two axes of the queries are still to be swapped?",
             "a trial of this exercise",
         ),
         Mistake(
             shapes(HEADS, (2, 5, 5), OUT),
-            "Three are right. Your scores are those of a single head: how many "
-            "tables of scores has a text?",
+            "Your scores are those of a single head: how many tables of scores has a "
+            "text?",
             "a trial of this exercise",
         ),
         Mistake(
             shapes(HEADS, (2, 3, 4, 4), OUT),
-            "Three are right. A score belongs to two tokens, and the K numbers of "
-            "a query are summed up in it. How many tokens are there?",
+            "A score belongs to two tokens, and the K numbers of a query are summed up "
+            "in it. How many tokens are there?",
             "a trial of this exercise",
         ),
         Mistake(
             shapes(HEADS, SCORES, OUT, OUT),
-            "Three are right. Your contexts are side by side already; the ones "
-            "asked for are still cut into heads.",
+            "Your contexts are side by side already; the ones asked for are still cut "
+            "into heads.",
             "a trial of this exercise",
         ),
         Mistake(
             shapes(HEADS, SCORES, (2, 5, 4)),
-            "Three are right. That is what one head brings. What happens to the "
-            "other two?",
+            "`out`: that is what one head brings. What happens to the other two?",
             "a trial of this exercise",
         ),
         Mistake(
@@ -270,8 +269,8 @@ WEIGHTS = Exercise(
         ),
         Mistake(
             partial(weights, swap=lambda k: k.permute(*range(k.ndim)[::-1])),
-            "`.T` turns all axes round, also those of the texts and the heads. "
-            "Which one swaps only the last two?",
+            "`.T` turns all axes round, also those of the texts and the heads. Which "
+            "one swaps only the last two?",
             "section 3.6",
         ),
     ],
@@ -462,8 +461,8 @@ SIZE = Exercise(
         ),
         Mistake(
             12 * 12 * 64 * 1000,
-            "So many numbers are in the keys. What else is kept, and how many "
-            "bytes has each number?",
+            "So many numbers are in the keys. What else is kept, and how many bytes "
+            "has each number?",
             "a trial of this exercise",
         ),
         Mistake(
@@ -541,14 +540,14 @@ RUNNING = Exercise(
         ),
         Mistake(
             partial(running, largest=0.0),
-            "All scores may be far below 0, and then your largest is one that "
-            "never came. With what must it begin, so that every score is larger?",
+            "All scores may be far below 0, and then your largest is one that never "
+            "came. With what must it begin, so that every score is larger?",
             "a trial of this exercise",
         ),
         Mistake(
             lambda pairs: [*pairs] and 0.0 / len([*pairs]),
-            "You go through the stream twice, and the second time it is empty. "
-            "Which largest score do you know while it runs?",
+            "You go through the stream twice, and the second time it is empty. Which "
+            "largest score do you know while it runs?",
             "a trial of this exercise",
         ),
         Mistake(
@@ -688,8 +687,8 @@ MASK = Exercise(
         ),
         Mistake(
             lambda n, pad: padding_mask(n, pad + 1),
-            "The first real word is hidden, too. Where does it stand if there is "
-            "one padding token?",
+            "The first real word is hidden, too. Where does it stand if there is one "
+            "padding token?",
             "a trial of this exercise",
         ),
     ],
@@ -754,14 +753,14 @@ ATTENTION = Exercise(
         ),
         Mistake(
             partial(masked_attention, apart=joined_as_they_lie),
-            "The shape is right, but numbers of different tokens stand side by "
-            "side. Which axes must be swapped back first?",
+            "The shape is right, but numbers of different tokens stand side by side. "
+            "Which axes must be swapped back first?",
             "a trial of this exercise",
         ),
         Mistake(
             lambda q, k, v, m: masked_attention(q, k, v, past_of(m)[None]),
-            "The future is hidden, and the padding is not. What did you do with "
-            "the mask?",
+            "The future is hidden, and the padding is not. What did you do with the "
+            "mask?",
             "a trial of this exercise",
         ),
         Mistake(

@@ -513,8 +513,8 @@ RESUME = Exercise(
         ),
         Mistake(
             partial(resumed, more=0),
-            "You refuse the good one, too. Have both runs made as many steps "
-            "when you compare them?",
+            "You refuse the good one, too. Have both runs made as many steps when you "
+            "compare them?",
             "our own trial",
         ),
     ],

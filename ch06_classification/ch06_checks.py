@@ -26,12 +26,12 @@ def word_score(spam, ham, n_spam, n_ham, n_known, more=1, of=None, swap=False):
 
 
 NO_ONES = (
-    "A word that never stood in ham now decides alone, or breaks the logarithm. "
-    "With which number does every count start?"
+    "A word that never stood in ham now decides alone, or breaks the logarithm. With "
+    "which number does every count start?"
 )
 TOO_FEW = (
-    "A little was added below the line. But every known word got its 1: by how "
-    "much has the sum of all counts grown?"
+    "A little was added below the line. But every known word got its 1: by how much "
+    "has the sum of all counts grown?"
 )
 SCORE = Exercise(
     "6.1",
@@ -567,33 +567,33 @@ SIZES = Exercise(
     mistakes=[
         Mistake(
             adapter(a=(576, 4), b=(4, 192)),
-            "The count is right. A and B lie the other way: they multiply a column x "
-            "from the left, B (A x), as `nn.Linear` keeps its matrix.",
+            "A and B lie the other way: they multiply a column x from the left, B (A "
+            "x), as `nn.Linear` keeps its matrix.",
             "section 6.12",
         ),
         Mistake(
             adapter(a=(4, 192), b=(576, 4)),
-            "Which of the two meets x first, and how long is x?",
+            "A and B: which of the two meets x first, and how long is x?",
             "section 6.12",
         ),
         Mistake(
             adapter(n=30 * 4 * 4 * 576),
-            "The values have 192 rows only: three groups share them.",
+            "`numbers`: the values have 192 rows only, since three groups share them.",
             "section 6.12",
         ),
         Mistake(
             adapter(n=30 * 4 * (576 + 192)),
-            "The adapters of `W_value` only. Which matrix has one, too?",
+            "`numbers`: those are the adapters of `W_value`. Which matrix has one, too?",
             "a first attempt of ours",
         ),
         Mistake(
             adapter(n=4 * (2 * 576 + 576 + 192)),
-            "That is one block.",
+            "`numbers`: that is one block.",
             "section 6.12",
         ),
         Mistake(
             adapter(n=30 * (576 * 576 + 576 * 192)),
-            "So many numbers have the two matrices themselves. And their adapters?",
+            "`numbers`: that is how many the two matrices have. And their adapters?",
             "section 6.12",
         ),
     ],

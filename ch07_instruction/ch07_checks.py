@@ -75,8 +75,8 @@ def not_shifted(rows, n_prompt, n_tokens):
 
 
 IN_PLACE = (
-    "A slice is a window on the same numbers: what you mask in the targets is "
-    "masked in the inputs, too."
+    "A slice is a window on the same numbers: what you mask in the targets is masked "
+    "in the inputs, too."
 )
 PROMPT = Exercise(
     "7.2",
@@ -115,8 +115,8 @@ PROMPT = Exercise(
         ),
         Mistake(
             partial(answer_targets, first=0, end=0),
-            "The first word of each answer is lost, and a padding token counts. Targets "
-            "have moved by one; has the mask moved with them?",
+            "The first word of each answer is lost, and a padding token counts. "
+            "Targets have moved by one; has the mask moved with them?",
             "a first attempt of ours",
         ),
         Mistake(
@@ -393,8 +393,8 @@ BATCHES = Exercise(
     mistakes=[
         Mistake(
             partial(refuse_wrong_batches, look="long row"),
-            "Nobody looks at what the short row teaches behind its end. What should its "
-            "targets be there?",
+            "Nobody looks at what the short row teaches behind its end. What should "
+            "its targets be there?",
             "a first attempt of ours",
         ),
         Mistake(
