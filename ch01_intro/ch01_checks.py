@@ -32,6 +32,12 @@ EXERCISE_1 = Exercise(
     SHAPES,
     mistakes=[
         Mistake(
+            SHAPES | {"row": (1, 71)},
+            "In `row`, `counts[7]` asks for one row with a number. Does an axis of "
+            "rows stay behind?",
+            "a trial of this exercise",
+        ),
+        Mistake(
             SHAPES | {"pairs": (3, 3), "grid": (3,)},
             "`pairs` and `grid` have changed places: which of the two has the `[:, "
             "None]`, so that one list stands up?",
@@ -42,6 +48,24 @@ EXERCISE_1 = Exercise(
             "In `pairs`, two lists of the same length are read together, as in "
             "`counts[[t, h, e], [h, e, n]]`. How many numbers came out there?",
             "numpy-discussion, April 2013: no grid",
+        ),
+        Mistake(
+            SHAPES | {"pairs": (3, 2)},
+            "`pairs` asks for three pairs (row, column). How many numbers does the "
+            "table hold at one such place?",
+            "a trial of this exercise",
+        ),
+        Mistake(
+            SHAPES | {"grid": (3,)},
+            "In `grid`, `[:, None]` has made (3, 1) of one list. What does "
+            "broadcasting make of it and the other, (3,)?",
+            "a trial of this exercise",
+        ),
+        Mistake(
+            SHAPES | {"grid": (3, 1, 3)},
+            "In `grid`, (3, 1) and (3,) are not put together, but stretched until they "
+            "fit. To which shape?",
+            "a trial of this exercise",
         ),
         Mistake(
             SHAPES | {"totals": (71,)},
@@ -60,30 +84,6 @@ EXERCISE_1 = Exercise(
             "In `flat`, (32, 3, 2) is what the lookup gives. What does `flatten(1)` do "
             "with the last two axes?",
             REVIEW,
-        ),
-        Mistake(
-            SHAPES | {"row": (1, 71)},
-            "In `row`, `counts[7]` asks for one row with a number. Does an axis of "
-            "rows stay behind?",
-            "a trial of this exercise",
-        ),
-        Mistake(
-            SHAPES | {"grid": (3,)},
-            "In `grid`, `[:, None]` has made (3, 1) of one list. What does "
-            "broadcasting make of it and the other, (3,)?",
-            "a trial of this exercise",
-        ),
-        Mistake(
-            SHAPES | {"grid": (3, 1, 3)},
-            "In `grid`, (3, 1) and (3,) are not put together, but stretched until they "
-            "fit. To which shape?",
-            "a trial of this exercise",
-        ),
-        Mistake(
-            SHAPES | {"pairs": (3, 2)},
-            "`pairs` asks for three pairs (row, column). How many numbers does the "
-            "table hold at one such place?",
-            "a trial of this exercise",
         ),
         Mistake(
             SHAPES | {"flat": (32, 3)},

@@ -112,23 +112,13 @@ SHAPES = Exercise(
             "harvardnlp/annotated-transformer#118",
         ),
         Mistake(
-            shapes(HEADS, HEADS, OUT),
-            "A score belongs to a query and a key. How many such pairs has a head?",
-            "ai.stackexchange.com/questions/40400",
-        ),
-        Mistake(
-            shapes(HEADS, SCORES, HEADS),
-            "`out`: what happens to the heads before the last matrix?",
-            "ajhalthor/Transformer-Neural-Network#8",
-        ),
-        Mistake(
             shapes((2, 3, 5, 12), SCORES, OUT),
-            "`queries`: twelve numbers for each of three heads? The heads share the twelve.",
+            "`queries`: twelve numbers for each of three heads? They share the twelve.",
             "jranaraki/vllm-fit#2",
         ),
         Mistake(
             shapes((2, 3, 5, 12), SCORES, (2, 5, 36)),
-            "`queries`: twelve numbers for each of three heads? The heads share the twelve.",
+            "`queries`: twelve numbers for each of three heads? They share the twelve.",
             "jranaraki/vllm-fit#2",
         ),
         Mistake(
@@ -136,6 +126,16 @@ SHAPES = Exercise(
             "`queries` is cut into heads, yes. But each head needs a table of tokens "
             "of its own: which two axes of the queries are still to be swapped?",
             "a trial of this exercise",
+        ),
+        Mistake(
+            shapes(HEADS[1:], SCORES[1:], OUT[1:]),
+            "Right for one text. There are two of them in the batch.",
+            "a trial of this exercise",
+        ),
+        Mistake(
+            shapes(HEADS, HEADS, OUT),
+            "A score belongs to a query and a key. How many such pairs has a head?",
+            "ai.stackexchange.com/questions/40400",
         ),
         Mistake(
             shapes(HEADS, (2, 5, 5), OUT),
@@ -156,13 +156,13 @@ SHAPES = Exercise(
             "a trial of this exercise",
         ),
         Mistake(
-            shapes(HEADS, SCORES, (2, 5, 4)),
-            "`out`: that is what one head brings. What happens to the other two?",
-            "a trial of this exercise",
+            shapes(HEADS, SCORES, HEADS),
+            "`out`: what happens to the heads before the last matrix?",
+            "ajhalthor/Transformer-Neural-Network#8",
         ),
         Mistake(
-            shapes(HEADS[1:], SCORES[1:], OUT[1:]),
-            "Right for one text. There are two of them in the batch.",
+            shapes(HEADS, SCORES, (2, 5, 4)),
+            "`out`: that is what one head brings. What happens to the other two?",
             "a trial of this exercise",
         ),
     ],

@@ -583,7 +583,7 @@ SIZES = Exercise(
         ),
         Mistake(
             adapter(n=30 * 4 * (576 + 192)),
-            "`numbers`: those are the adapters of `W_value`. Which matrix has one, too?",
+            "`numbers`: those are in `W_value` only. Which other matrix has one?",
             "a first attempt of ours",
         ),
         Mistake(
