@@ -448,6 +448,14 @@ def test_an_endless_loop_ends(tmp_path, capsys, monkeypatch):
     assert said in capsys.readouterr().out
 
 
+def test_a_process_that_dies_is_told(tmp_path, capsys):
+    dies = {"3.1": '# Exercise 3.1\nimport os\nprint("so long")\nos._exit(1)'}
+    mine = changed_copy(CHAPTER_3, tmp_path / "mine.ipynb", dies)
+    teaching.overview([mine])
+    said = "3 ✗ mine.ipynb could not be run: nothing was written"
+    assert said in capsys.readouterr().out
+
+
 def test_a_notebook_without_checks_is_named(tmp_path):
     (tmp_path / "x.ipynb").write_text('{"cells": []}')
     with pytest.raises(ValueError, match="x.ipynb does not import the checks"):
