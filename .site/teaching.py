@@ -120,10 +120,13 @@ def rows_of(notebook: Path) -> list[Row]:
             timeout=SECONDS,
         )
         return json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        hint = f"{notebook.name} could not be run: {type(error).__name__}"
-        chapter = str(int(checks_of(notebook).stem[2:4]))
-        return [{"exercise": chapter, "state": "error", "hint": hint}]
+    except subprocess.TimeoutExpired:
+        hint = f"was stopped after {SECONDS} seconds: does a loop never end?"
+    except (ValueError, IndexError):
+        said = done.stderr.strip().splitlines() or ["nothing was written"]
+        hint = f"could not be run: {said[-1]}"
+    chapter = str(int(checks_of(notebook).stem[2:4]))
+    return [{"exercise": chapter, "state": "error", "hint": f"{notebook.name} {hint}"}]
 
 
 def overview(names: Sequence[str | Path] = ()) -> None:

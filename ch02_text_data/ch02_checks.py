@@ -31,38 +31,56 @@ def rust(merges, special=None):
 
 # --- 2.1 to 2.3: merges --------------------------------------------------------------
 
-# fmt: off
 EXERCISE_1 = Exercise(
-    "2.1", "the first three merges", ["en", "ten", "ten_"],
+    "2.1",
+    "the first three merges",
+    ["en", "ten", "ten_"],
     mistakes=[
-        Mistake(["en", "te", "n_"], "The three most frequent pairs at the start. But "
-            "once e + n is one token, which pairs are left?", "minbpe issue 93"),
-        Mistake(["en", "ten", "tent"], "Two are right. Then there are ten + t and ten "
-            "+ _: the underscore counts as a letter. Which of the two is more "
-            "frequent?", "words without their end"),
-        Mistake(["te", "ten", "ten_"], "Count once more: te stands in `ten` and "
-            "`tent`. In which words does en stand?",
+        Mistake(
+            ["en", "te", "n_"],
+            "The three most frequent pairs at the start. But once e + n is one token, "
+            "which pairs are left?",
+            "minbpe issue 93",
+        ),
+        Mistake(
+            ["en", "ten", "tent"],
+            "Two are right. Then there are ten + t and ten + _: the underscore counts "
+            "as a letter. Which of the two is more frequent?",
+            "words without their end",
+        ),
+        Mistake(
+            ["te", "ten", "ten_"],
+            "Count once more: te stands in `ten` and `tent`. In which words does en "
+            "stand?",
             "a trial of this exercise",
         ),
-        Mistake(["en", "ten", "en_"], "Two are right. The underscore did follow en "
-            "five times, but by now nearly all of these en are inside ten.",
+        Mistake(
+            ["en", "ten", "en_"],
+            "Two are right. The underscore did follow en five times, but by now nearly "
+            "all of these en are inside ten.",
             "a trial of this exercise",
         ),
-        Mistake(["en", "en_", "ten_"], "The first is right. Which is more frequent "
-            "after it, t + en or en + _? One of them stands in `tent`, too.",
+        Mistake(
+            ["en", "en_", "ten_"],
+            "The first is right. Which is more frequent after it, t + en or en + _? "
+            "One of them stands in `tent`, too.",
             "a trial of this exercise",
         ),
-        Mistake(["en", "n_", "te"], "The three most frequent pairs at the start. But "
-            "once e + n is one token, which pairs are left?",
+        Mistake(
+            ["en", "n_", "te"],
+            "The three most frequent pairs at the start. But once e + n is one token, "
+            "which pairs are left?",
             "a trial of this exercise",
         ),
-        Mistake(["e n", "t en", "ten _"], "The merges are right. Write each token as "
-            "it is once it is glued, without a space.",
+        Mistake(
+            ["e n", "t en", "ten _"],
+            "The merges are right. Write each token as it is once it is glued, without "
+            "a space.",
             "a trial of this exercise",
         ),
-    ], notice="Merge 3 made a whole word: what is frequent soon is one token.",
+    ],
+    notice="Merge 3 made a whole word: what is frequent soon is one token.",
 )
-# fmt: on
 
 
 def bytes_replace(ids, pair, new_id):
@@ -80,28 +98,39 @@ def merge_with(ids, pair, new_id, fault=""):
     return out
 
 
-# fmt: off
 EXERCISE_2 = Exercise(
-    "2.2", "merge a pair", bytes_replace,
-    cases={"twice, and in the other order": ([5, 6, 7, 6, 5, 5, 6], (5, 6), 99),
+    "2.2",
+    "merge a pair",
+    bytes_replace,
+    cases={
+        "twice, and in the other order": ([5, 6, 7, 6, 5, 5, 6], (5, 6), 99),
         "two equal ids": ([1, 1, 1, 1, 1], (1, 1), 50),
-        "nothing to glue": ([3, 2, 1], (1, 2), 9), "one id": ([4], (4, 4), 9),
-        "no ids": ([], (4, 4), 9)},
+        "nothing to glue": ([3, 2, 1], (1, 2), 9),
+        "one id": ([4], (4, 4), 9),
+        "no ids": ([], (4, 4), 9),
+    },
     mistakes=[
-        Mistake(partial(merge_with, fault="no skip"), "The right half is still there "
-            "after the new id. How far must you go on when you have glued two?",
+        Mistake(
+            partial(merge_with, fault="no skip"),
+            "The right half is still there after the new id. How far must you go on "
+            "when you have glued two?",
             "minbpe issue 51: overlapping pairs",
         ),
-        Mistake(partial(merge_with, fault="end"), "The last id is lost when it belongs "
-            "to no pair. Where does your loop end?", "range(len(ids) - 1)"),
-        Mistake(partial(merge_with, fault="no skip, end"), "The right half is still "
-            "there after the new id, and an id at the end is lost. How far must you "
-            "go on when you have glued two, and where does your loop end?",
+        Mistake(
+            partial(merge_with, fault="end"),
+            "The last id is lost when it belongs to no pair. Where does your loop end?",
+            "range(len(ids) - 1)",
+        ),
+        Mistake(
+            partial(merge_with, fault="no skip, end"),
+            "The right half is still there after the new id, and an id at the end is "
+            "lost. How far must you go on when you have glued two, and where does your "
+            "loop end?",
             "a trial of this exercise",
         ),
-    ], notice="Of five equal ids, four are glued, from the left, and one is left over.",
+    ],
+    notice="Of five equal ids, four are glued, from the left, and one is left over.",
 )
-# fmt: on
 
 LEARNED = [
     tuple(map(str.encode, pair.split("+")))
@@ -144,27 +173,41 @@ def longest_first(word, merges):
     return parts
 
 
-# fmt: off
 EXERCISE_3 = Exercise(
-    "2.3", "encode with given merges", rust_tokens,
-    cases={"the": (b"the", LEARNED),
+    "2.3",
+    "encode with given merges",
+    rust_tokens,
+    cases={
+        "the": (b"the", LEARNED),
         "locking the other": (b"locking the other", LEARNED),
-        "torn": (b"torn", LEARNED[::-1]), "touch": (b"touch", LEARNED),
-        "stern": (b"stern", LEARNED), "nothing to glue": (b"zzz", LEARNED),
-        "a dove": ("🕊".encode(), DOVE)},
+        "torn": (b"torn", LEARNED[::-1]),
+        "touch": (b"touch", LEARNED),
+        "stern": (b"stern", LEARNED),
+        "nothing to glue": (b"zzz", LEARNED),
+        "a dove": ("🕊".encode(), DOVE),
+    },
     mistakes=[
-        Mistake(longest_first, "You take the longest token that fits. In training the "
-            "pieces were glued one pair at a time: in `touch`, which pair was learned "
-            "first?", "section 2.10; github/rust-gems pull 9"),
-        Mistake(partial(encode_with, pick=lambda found, key: found[0]),
+        Mistake(
+            longest_first,
+            "You take the longest token that fits. In training the pieces were glued "
+            "one pair at a time: in `touch`, which pair was learned first?",
+            "section 2.10; github/rust-gems pull 9",
+        ),
+        Mistake(
+            partial(encode_with, pick=lambda found, key: found[0]),
             "You glue the leftmost known pair. In `the`, both t + h and h + e are "
-            "known: which was learned earlier?", "LLMs-from-scratch issue 558"),
-        Mistake(lambda word, merges: [*word], "Going through `bytes` gives numbers, "
-            "and no pair of numbers is among the merges. How do you get pieces of one "
-            "byte?", "list(b'the'), python questions"),
-    ], notice="At worst nothing is glued, but no byte is ever unknown.",
+            "known: which was learned earlier?",
+            "LLMs-from-scratch issue 558",
+        ),
+        Mistake(
+            lambda word, merges: [*word],
+            "Going through `bytes` gives numbers, and no pair of numbers is among the "
+            "merges. How do you get pieces of one byte?",
+            "list(b'the'), python questions",
+        ),
+    ],
+    notice="At worst nothing is glued, but no byte is ever unknown.",
 )
-# fmt: on
 
 # --- 2.4 and 2.5: bytes and texts ----------------------------------------------------
 
@@ -186,33 +229,45 @@ def decode_joined(ids, vocab, errors="strict"):
     return b"".join(vocab[i] for i in ids).decode(errors=errors)
 
 
-# fmt: off
 EXERCISE_4 = Exercise(
-    "2.4", "mend it: the dove that comes back as �", decode_whole, faulty=decode_each,
-    cases={"a dove": ([258, 118, 101, 32, 256, 257], VOCAB),
+    "2.4",
+    "mend it: the dove that comes back as �",
+    decode_whole,
+    faulty=decode_each,
+    cases={
+        "a dove": ([258, 118, 101, 32, 256, 257], VOCAB),
         "café": ([*"café".encode()], VOCAB),
-        "the first half of a dove": ([258, 118, 101, 256], VOCAB)},
+        "the first half of a dove": ([258, 118, 101, 256], VOCAB),
+    },
     mistakes=[
-        Mistake(partial(decode_each, errors="ignore"), "No � any more, but no dove "
-            "either. Its bytes are all there, in two tokens: when can they be read as "
-            "text?", "replicate/cog-llama-template pull 75"),
-        Mistake(partial(decode_each, encoding="latin-1"), "Latin-1 has a character for "
-            "every byte, but the wrong one. How was the text written?",
+        Mistake(
+            partial(decode_each, errors="ignore"),
+            "No � any more, but no dove either. Its bytes are all there, in two "
+            "tokens: when can they be read as text?",
+            "replicate/cog-llama-template pull 75",
+        ),
+        Mistake(
+            partial(decode_each, encoding="latin-1"),
+            "Latin-1 has a character for every byte, but the wrong one. How was the "
+            "text written?",
             "latin-1 as a cure, stackoverflow",
         ),
-        Mistake(decode_joined, "The dove flies. But a model's text may end inside a "
-            "character: what did the old version do with bytes that are no text?",
+        Mistake(
+            decode_joined,
+            "The dove flies. But a model's text may end inside a character: what did "
+            "the old version do with bytes that are no text?",
             "tiktoken_ruby pull 123",
         ),
-        Mistake(partial(decode_joined, errors="ignore"), "The dove flies. But half a "
-            "dove now vanishes without a trace. What should stand there, so that one "
-            "sees that something was broken?",
+        Mistake(
+            partial(decode_joined, errors="ignore"),
+            "The dove flies. But half a dove now vanishes without a trace. What should "
+            "stand there, so that one sees that something was broken?",
             "a trial of this exercise",
         ),
-    ], notice="A program that shows a text while it is being written must hold back "
-        "half a dove until the other half comes.",
+    ],
+    notice="A program that shows a text while it is being written must hold back half "
+    "a dove until the other half comes.",
 )
-# fmt: on
 
 
 SPECIAL = {"<|endoftext|>": 256, "<|user|>": 257}
@@ -259,82 +314,117 @@ def expect_bytes(tokenizer):
     assert len(tokenizer.encode("the dove")) == 8
 
 
-# fmt: off
 EXERCISE_5 = Exercise(
-    "2.5", "break it: a test for tokenizers", refuse, judge=refuses,
-    cases={"a good one: bytes": (tokenizer(),), "a good one, with merges": (merged,),
+    "2.5",
+    "break it: a test for tokenizers",
+    refuse,
+    judge=refuses,
+    cases={
+        "a good one: bytes": (tokenizer(),),
+        "a good one, with merges": (merged,),
         "one that writes small letters": (tokenizer(lambda t: ordinary(t.lower())),),
         "one that eats spaces": (tokenizer(lambda t: ordinary(" ".join(t.split()))),),
         "one that reads byte by byte": (by_bytes,),
-        "one that lets users end the text": (open_door,)},
+        "one that lets users end the text": (open_door,),
+    },
     mistakes=[
-        Mistake(partial(refuse, texts=("the clock stopped",)),
+        Mistake(
+            partial(refuse, texts=("the clock stopped",)),
             "All four get through. Does an `assert` stand there, and what could come "
             "back changed: which letters, which spaces, which signs?",
             "LLMs-from-scratch pull 1064",
         ),
-        Mistake(partial(refuse, texts=("Ivy, a  DOVE\n 🕊",)),
+        Mistake(
+            partial(refuse, texts=("Ivy, a  DOVE\n 🕊",)),
             "Three of four. The last one gives every text back. What might a user type "
-            "to end it?", "transformers issue 29279, tokenizers issue 1347"),
-        Mistake(expect_bytes, "You refuse a good one: may a token not be longer than a "
-            "byte?", "tests of one implementation"),
-        Mistake(partial(refuse, texts=("The clock stopped.",)),
+            "to end it?",
+            "transformers issue 29279, tokenizers issue 1347",
+        ),
+        Mistake(
+            expect_bytes,
+            "You refuse a good one: may a token not be longer than a byte?",
+            "tests of one implementation",
+        ),
+        Mistake(
+            partial(refuse, texts=("The clock stopped.",)),
             "One of four. A plain sentence has single spaces and one byte for each "
             "character. What else may a text hold, and what might a user type?",
             "a trial of this exercise",
         ),
-        Mistake(partial(refuse, texts=("a<|endoftext|>b",)), "One of four. A "
-            "tokenizer may also change a text: which letters, which spaces, which "
-            "signs could come back as others?",
+        Mistake(
+            partial(refuse, texts=("a<|endoftext|>b",)),
+            "One of four. A tokenizer may also change a text: which letters, which "
+            "spaces, which signs could come back as others?",
             "a trial of this exercise",
         ),
-        Mistake(partial(refuse, texts=("Ivy, a DOVE 🕊", "a<|endoftext|>b")),
+        Mistake(
+            partial(refuse, texts=("Ivy, a DOVE 🕊", "a<|endoftext|>b")),
             "Three of four. All your texts have single spaces between their words. "
             "What else may stand between two words, or at the end?",
             "a trial of this exercise",
         ),
-        Mistake(partial(refuse, texts=("Ivy, a  DOVE", "a<|endoftext|>b")),
+        Mistake(
+            partial(refuse, texts=("Ivy, a  DOVE", "a<|endoftext|>b")),
             "Three of four. Every character of your texts is one byte. Which ones are "
             "several?",
             "a trial of this exercise",
         ),
-        Mistake(partial(refuse, texts=("a  dove 🕊", "a<|endoftext|>b")),
+        Mistake(
+            partial(refuse, texts=("a  dove 🕊", "a<|endoftext|>b")),
             "Three of four. Your texts have small letters only.",
             "a trial of this exercise",
         ),
-        Mistake(refuse_all, "You refuse the good ones, too. These raise no error when "
-            "a user types `<|endoftext|>`: they read it as ordinary text. What must "
-            "not be among the ids, and what must come back?",
+        Mistake(
+            refuse_all,
+            "You refuse the good ones, too. These raise no error when a user types "
+            "`<|endoftext|>`: they read it as ordinary text. What must not be among "
+            "the ids, and what must come back?",
             "section 2.4: tiktoken raises an error where nothing was decided",
         ),
-    ], notice="Encode, decode, compare tests any tokenizer. But the text of a special "
-        "token does come back, so that needs a test of its own.",
+    ],
+    notice="Encode, decode, compare tests any tokenizer. But the text of a special "
+    "token does come back, so that needs a test of its own.",
 )
-# fmt: on
 
 # --- 2.6 to 2.8: windows and positions -----------------------------------------------
 
-# fmt: off
 EXERCISE_6 = Exercise(
-    "2.6", "how many windows", len(torch.arange(1000).unfold(0, 16 + 1, 8)),
+    "2.6",
+    "how many windows",
+    len(torch.arange(1000).unfold(0, 16 + 1, 8)),
     mistakes=[
-        Mistake(124, "One too many. The last input of a window needs a target, too. "
-            "Does your last window have one?", "foundation-model-stack pull 49"),
-        Mistake(122, "One is missing. The starts are 0, 8, 16 …: how many are there up "
-            "to 24?", "fence posts: a division without + 1"),
-        Mistake(125, "That is how often 8 fits into 1,000. How many tokens must still "
-            "follow the last start?", "N / stride, sliding windows"),
-        Mistake(62, "That is how often 16 fits into 1,000. But a new window begins "
-            "after 8 tokens already.",
+        Mistake(
+            124,
+            "One too many. The last input of a window needs a target, too. Does your "
+            "last window have one?",
+            "foundation-model-stack pull 49",
+        ),
+        Mistake(
+            122,
+            "One is missing. The starts are 0, 8, 16 …: how many are there up to 24?",
+            "fence posts: a division without + 1",
+        ),
+        Mistake(
+            125,
+            "That is how often 8 fits into 1,000. How many tokens must still follow "
+            "the last start?",
+            "N / stride, sliding windows",
+        ),
+        Mistake(
+            62,
+            "That is how often 16 fits into 1,000. But a new window begins after 8 "
+            "tokens already.",
             "a trial of this exercise",
         ),
-        Mistake(984, "A window at every start. With a stride of 8, how many of these "
-            "starts are there?",
+        Mistake(
+            984,
+            "A window at every start. With a stride of 8, how many of these starts are "
+            "there?",
             "a trial of this exercise",
         ),
-    ], notice="The last window begins at 976, and token 992 is its last target.",
+    ],
+    notice="The last window begins at 976, and token 992 is its last target.",
 )
-# fmt: on
 
 
 def unfold(ids, T, stride, first=0):
@@ -350,47 +440,67 @@ def sliding(ids, T, stride, by=1, end=0):
     return torch.stack(x), torch.stack(y)
 
 
-# fmt: off
 EXERCISE_7 = Exercise(
-    "2.7", "targets shifted by one", unfold,
-    cases={"ten tokens, T = 4, stride 4": (torch.arange(40, 50), 4, 4),
+    "2.7",
+    "targets shifted by one",
+    unfold,
+    cases={
+        "ten tokens, T = 4, stride 4": (torch.arange(40, 50), 4, 4),
         "stride 1": (torch.tensor([3, 1, 4, 1, 5, 9, 2]), 3, 1),
         "the last window just fits": (torch.arange(9), 4, 4),
-        "a stride that leaves some out": (torch.arange(12), 2, 4)},
+        "a stride that leaves some out": (torch.arange(12), 2, 4),
+    },
     mistakes=[
-        Mistake(partial(sliding, by=0), "Inputs and targets are the same: there is "
-            "nothing to predict. What comes after a token?",
+        Mistake(
+            partial(sliding, by=0),
+            "Inputs and targets are the same: there is nothing to predict. What comes "
+            "after a token?",
             "transformers issues 24910, 2033",
         ),
-        Mistake(partial(unfold, first=-1), "One target a window. But every one of its "
-            "T inputs has a token after it, too.", "chapter 1's three letters"),
-        Mistake(lambda ids, T, stride: sliding(ids, T, 1), "Each window begins one "
-            "token later. What is `stride` for?", "rasbt/LLMs-from-scratch issue 23"),
-        Mistake(partial(sliding, end=-1), "Your last window lacks its last target. Up "
-            "to which start are there T + 1 tokens?", "len(ids) - T + 1, sliding "
-            "windows",
+        Mistake(
+            partial(unfold, first=-1),
+            "One target a window. But every one of its T inputs has a token after it, "
+            "too.",
+            "chapter 1's three letters",
         ),
-        Mistake(partial(sliding, end=1), "The last window is missing, although all its "
-            "targets are there. Where does your range of starts end?",
+        Mistake(
+            lambda ids, T, stride: sliding(ids, T, 1),
+            "Each window begins one token later. What is `stride` for?",
+            "rasbt/LLMs-from-scratch issue 23",
+        ),
+        Mistake(
+            partial(sliding, end=-1),
+            "Your last window lacks its last target. Up to which start are there T + 1 "
+            "tokens?",
+            "len(ids) - T + 1, sliding windows",
+        ),
+        Mistake(
+            partial(sliding, end=1),
+            "The last window is missing, although all its targets are there. Where "
+            "does your range of starts end?",
             "len(ids) - T - 1, sliding windows",
         ),
-        Mistake(lambda ids, T, stride: sliding(ids, T, T), "Your windows lie side by "
-            "side. By how much does `stride` say that the next one begins later?",
+        Mistake(
+            lambda ids, T, stride: sliding(ids, T, T),
+            "Your windows lie side by side. By how much does `stride` say that the "
+            "next one begins later?",
             "a trial of this exercise",
         ),
-        Mistake(lambda ids, T, s: sliding(ids, T, s, by=T, end=T - 1),
-            "Your targets are the window after the inputs. A target is the one "
-            "token that comes next: how far are they shifted?",
+        Mistake(
+            lambda ids, T, s: sliding(ids, T, s, by=T, end=T - 1),
+            "Your targets are the window after the inputs. A target is the one token "
+            "that comes next: how far are they shifted?",
             "a trial of this exercise",
         ),
-        Mistake(lambda ids, T, s: [x := unfold(ids, T, s)[0], x.roll(-1, dims=1)],
+        Mistake(
+            lambda ids, T, s: [x := unfold(ids, T, s)[0], x.roll(-1, dims=1)],
             "The last target of each window has come round from its front. Where does "
             "the token after the window stand?",
             "torch.roll for a shift",
         ),
-    ], notice="Targets are the inputs without the first, and one more at the end.",
+    ],
+    notice="Targets are the inputs without the first, and one more at the end.",
 )
-# fmt: on
 
 
 def by_the_paper(n_positions, emb_dim, power=lambda c: c - c % 2, start=0, step=1):
@@ -403,39 +513,59 @@ def by_the_paper(n_positions, emb_dim, power=lambda c: c - c % 2, start=0, step=
     return table
 
 
-# fmt: off
 EXERCISE_8 = Exercise(
-    "2.8", "the sinusoidal table", by_the_paper,
-    cases={"3 positions, D = 4": (3, 4), "50 positions, D = 8": (50, 8),
-        "one position": (1, 6)},
+    "2.8",
+    "the sinusoidal table",
+    by_the_paper,
+    cases={
+        "3 positions, D = 4": (3, 4),
+        "50 positions, D = 8": (50, 8),
+        "one position": (1, 6),
+    },
     mistakes=[
-        Mistake(partial(by_the_paper, power=lambda c: 2 * (c - c % 2)),
+        Mistake(
+            partial(by_the_paper, power=lambda c: 2 * (c - c % 2)),
             "The hands slow down too fast. In 2i / D, i counts pairs. What is 2i for "
-            "columns 0, 1, 2, 3?", "SamLynnEvans/Transformer issue 25"),
-        Mistake(partial(by_the_paper, power=lambda c: c), "The cosine turns at another "
-            "speed than its sine. Both belong to one hand: which exponent do they "
-            "share?", "SamLynnEvans/Transformer issue 7"),
-        Mistake(partial(by_the_paper, step=2), "All sines come first, then all "
-            "cosines. In the paper they take turns.", "allenai/allennlp issue 2993"),
-        Mistake(partial(by_the_paper, start=1), "Your positions begin with 1. What are "
-            "sin 0 and cos 0?", "maxjcohen/transformer issue 62"),
-        Mistake(partial(by_the_paper, power=lambda c: 2 * c), "The hands slow down "
-            "too fast. In 2i / D, i counts pairs. What is 2i for columns 0, 1, 2, 3?",
-            "a trial of this exercise",
+            "columns 0, 1, 2, 3?",
+            "SamLynnEvans/Transformer issue 25",
         ),
-        Mistake(partial(by_the_paper, power=lambda c: c // 2), "The hands slow down "
-            "too little. The exponent is 2i / D, and i counts pairs: what is 2i for "
+        Mistake(
+            partial(by_the_paper, power=lambda c: c),
+            "The cosine turns at another speed than its sine. Both belong to one hand: "
+            "which exponent do they share?",
+            "SamLynnEvans/Transformer issue 7",
+        ),
+        Mistake(
+            partial(by_the_paper, step=2),
+            "All sines come first, then all cosines. In the paper they take turns.",
+            "allenai/allennlp issue 2993",
+        ),
+        Mistake(
+            partial(by_the_paper, start=1),
+            "Your positions begin with 1. What are sin 0 and cos 0?",
+            "maxjcohen/transformer issue 62",
+        ),
+        Mistake(
+            partial(by_the_paper, power=lambda c: 2 * c),
+            "The hands slow down too fast. In 2i / D, i counts pairs. What is 2i for "
             "columns 0, 1, 2, 3?",
             "a trial of this exercise",
         ),
-        Mistake(lambda n, D: by_the_paper(n, D).view(n, -1, 2).flip(-1).flatten(1),
-            "Each pair has its sine and cosine, but they have changed places. Which "
-            "of them stands in the even columns?",
+        Mistake(
+            partial(by_the_paper, power=lambda c: c // 2),
+            "The hands slow down too little. The exponent is 2i / D, and i counts "
+            "pairs: what is 2i for columns 0, 1, 2, 3?",
             "a trial of this exercise",
         ),
-    ], notice="Column 0 is the fastest hand: sin 0, sin 1, sin 2 …",
+        Mistake(
+            lambda n, D: by_the_paper(n, D).view(n, -1, 2).flip(-1).flatten(1),
+            "Each pair has its sine and cosine, but they have changed places. Which of "
+            "them stands in the even columns?",
+            "a trial of this exercise",
+        ),
+    ],
+    notice="Column 0 is the fastest hand: sin 0, sin 1, sin 2 …",
 )
-# fmt: on
 
 # --- 2.9: the project ----------------------------------------------------------------
 
@@ -475,45 +605,58 @@ def train_with(counts, n, fault="", tie=lambda pair: pair):
     return merges
 
 
-# fmt: off
 EXERCISE_9A = Exercise(
-    "2.9a", "train", trained, judge=made,
+    "2.9a",
+    "train",
+    trained,
+    judge=made,
     cases={"five words, 5 merges": (TOY, 5), "é and aaab, 2 merges": (MORE, 2)},
     mistakes=[
-        Mistake(partial(train_with, fault="each"), "Each word is counted once. But ` "
-            "her` stands there eight times, and so do its pairs.",
+        Mistake(
+            partial(train_with, fault="each"),
+            "Each word is counted once. But ` her` stands there eight times, and so do "
+            "its pairs.",
             "ClemenPine/a200 issue 7",
         ),
-        Mistake(partial(train_with, fault="once"), "You take all merges from one "
-            "count. After a merge there are new neighbours: when must you count?",
-            "minbpe issue 93",
-        ),
-        Mistake(partial(train_with, fault="across"), "Pieces of two words were glued. "
-            "How can the words be kept apart?", "section 2.3"),
-        Mistake(partial(train_with, fault="each", tie=lambda pair: 0),
-            "Each word is counted once. But ` her` stands there eight times, and so "
-            "do its pairs.",
-            "ClemenPine/a200 issue 7",
-        ),
-        Mistake(partial(train_with, fault="once", tie=lambda pair: 0),
+        Mistake(
+            partial(train_with, fault="once"),
             "You take all merges from one count. After a merge there are new "
             "neighbours: when must you count?",
             "minbpe issue 93",
         ),
-        Mistake(lambda counts, n: [a + b for a, b in train_with(counts, n)],
+        Mistake(
+            partial(train_with, fault="across"),
+            "Pieces of two words were glued. How can the words be kept apart?",
+            "section 2.3",
+        ),
+        Mistake(
+            partial(train_with, fault="each", tie=lambda pair: 0),
+            "Each word is counted once. But ` her` stands there eight times, and so do "
+            "its pairs.",
+            "ClemenPine/a200 issue 7",
+        ),
+        Mistake(
+            partial(train_with, fault="once", tie=lambda pair: 0),
+            "You take all merges from one count. After a merge there are new "
+            "neighbours: when must you count?",
+            "minbpe issue 93",
+        ),
+        Mistake(
+            lambda counts, n: [a + b for a, b in train_with(counts, n)],
             "The tokens are right. Wanted are the pairs that they are made of: of "
             "`the`, its two parts.",
             "a trial of this exercise",
         ),
-        Mistake(lambda counts, n: [(104, 101)],
+        Mistake(
+            lambda counts, n: [(104, 101)],
             "Your pairs hold numbers. Going through `bytes` gives numbers: how do you "
             "get pieces of one byte?",
             "a trial of this exercise",
         ),
-    ], notice="With GPT-2's pattern and 50,000 merges, this makes a vocabulary like "
-        "GPT-2's.",
+    ],
+    notice="With GPT-2's pattern and 50,000 merges, this makes a vocabulary like "
+    "GPT-2's.",
 )
-# fmt: on
 
 
 def rust_special(text, encode_ordinary, special_tokens, allowed):
@@ -529,53 +672,68 @@ def split_with(text, encode, special, allowed, pattern="({})", empty="$^"):
     return sum([[special[p]] if p in allowed else encode(p) for p in parts], [])
 
 
-# fmt: off
 EXERCISE_9B = Exercise(
-    "2.9b", "special tokens, where they are allowed", rust_special,
+    "2.9b",
+    "special tokens, where they are allowed",
+    rust_special,
     cases={
         "two documents": ("one<|endoftext|> two", ordinary, SPECIAL, {"<|endoftext|>"}),
         "two in a row": ("<|user|><|endoftext|>", ordinary, SPECIAL, set(SPECIAL)),
         "one that is not allowed": ("a<|user|>b", ordinary, SPECIAL, {"<|endoftext|>"}),
         "nothing is allowed, two bytes an id": ("a<|user|>b", in_pairs, SPECIAL, set()),
-        "no text": ("", ordinary, SPECIAL, {"<|user|>"})},
+        "no text": ("", ordinary, SPECIAL, {"<|user|>"}),
+    },
     mistakes=[
-        Mistake(lambda text, encode, *_: encode(text), "No special token is found. If "
-            "you cut with a regular expression: `|` means `or` there, so `<|user|>` is "
-            "`<`, `user` or `>`. How is such a sign escaped?",
+        Mistake(
+            lambda text, encode, *_: encode(text),
+            "No special token is found. If you cut with a regular expression: `|` "
+            "means `or` there, so `<|user|>` is `<`, `user` or `>`. How is such a sign "
+            "escaped?",
             "| in a pattern, stackoverflow",
         ),
-        Mistake(lambda text, encode, special, _: split_with(text, encode, special,
-            special), "A token that was not allowed became one id. At which ones may "
-            "you cut?", "transformers issue 29279, tokenizers issue 1347"),
-        Mistake(partial(split_with, pattern="{}"), "The special tokens are gone. What "
-            "does `re.split` do with what it cuts at, and when does it keep it?",
-            "re.split without a group",
+        Mistake(
+            lambda text, encode, special, _: split_with(text, encode, special, special),
+            "A token that was not allowed became one id. At which ones may you cut?",
+            "transformers issue 29279, tokenizers issue 1347",
         ),
-        Mistake(partial(split_with, pattern="{}", empty=""),
+        Mistake(
+            partial(split_with, pattern="{}"),
             "The special tokens are gone. What does `re.split` do with what it cuts "
             "at, and when does it keep it?",
             "re.split without a group",
         ),
-        Mistake(lambda text, encode, _, allowed: sum(map(encode, allowed and [text]
-            or text), []), "No special token is found. If you cut with a regular "
-            "expression: `|` means `or` there, so `<|user|>` is `<`, `user` or `>`. "
-            "How is such a sign escaped?",
+        Mistake(
+            partial(split_with, pattern="{}", empty=""),
+            "The special tokens are gone. What does `re.split` do with what it cuts "
+            "at, and when does it keep it?",
+            "re.split without a group",
+        ),
+        Mistake(
+            lambda text, encode, _, allowed: sum(
+                map(encode, allowed and [text] or text), []
+            ),
+            "No special token is found. If you cut with a regular expression: `|` "
+            "means `or` there, so `<|user|>` is `<`, `user` or `>`. How is such a sign "
+            "escaped?",
             "| in a pattern, stackoverflow",
         ),
-        Mistake(lambda text, encode, special, allowed: split_with(text, encode, special,
-            allowed, "({})" if allowed else "(<.user.>)"), "You cut at a token that is "
-            "not allowed, and encode what stands around it apart. It is ordinary text: "
-            "nothing is cut there.",
+        Mistake(
+            lambda text, encode, special, allowed: split_with(
+                text, encode, special, allowed, "({})" if allowed else "(<.user.>)"
+            ),
+            "You cut at a token that is not allowed, and encode what stands around it "
+            "apart. It is ordinary text: nothing is cut there.",
             "a trial of this exercise",
         ),
-        Mistake(partial(split_with, empty=""),
+        Mistake(
+            partial(split_with, empty=""),
             "If nothing is allowed, your pattern is empty, and an empty pattern cuts "
             "between all letters. Then a text is to be encoded as a whole.",
             "a trial of this exercise",
         ),
-    ], notice="One text, two readings: what counts is who wrote it, you or your user.",
+    ],
+    notice="One text, two readings: what counts is who wrote it, you or your user.",
 )
-# fmt: on
 
 
 class Tables(torch.nn.Module):
@@ -608,47 +766,74 @@ def filled(layer, sizes, ids):
     return layer(ids)
 
 
-# fmt: off
 EXERCISE_9C = Exercise(
-    "2.9c", "the input of the model", Tables, judge=filled,
-    cases={"2 texts of 3 tokens": ((9, 5, 4), torch.tensor([[8, 1, 1], [0, 4, 8]])),
+    "2.9c",
+    "the input of the model",
+    Tables,
+    judge=filled,
+    cases={
+        "2 texts of 3 tokens": ((9, 5, 4), torch.tensor([[8, 1, 1], [0, 4, 8]])),
         "as long as can be": ((7, 3, 2), torch.tensor([[2, 2, 0], [1, 6, 2]])),
         "one token": ((7, 3, 2), torch.tensor([[4]])),
-        "more places than tokens": ((2, 4, 2), torch.tensor([[1, 0, 1, 1]]))},
+        "more places than tokens": ((2, 4, 2), torch.tensor([[1, 0, 1, 1]])),
+    },
     mistakes=[
-        Mistake(tables(lambda self, ids: self.pos_emb(ids)),
+        Mistake(
+            tables(lambda self, ids: self.pos_emb(ids)),
             "You look up the positions with the token ids. With which numbers must the "
-            "second table be asked?", "pytorch-seq2seq issues 69, 89"),
-        Mistake(tables(lambda self, ids: self.pos_emb.weight),
+            "second table be asked?",
+            "pytorch-seq2seq issues 69, 89",
+        ),
+        Mistake(
+            tables(lambda self, ids: self.pos_emb.weight),
             "Fine for a text as long as the table. How many of its rows does a shorter "
-            "one need?", "whole table added"),
-        Mistake(tables(lambda self, ids: self.pos_emb(torch.arange(len(ids)))[:, None]),
+            "one need?",
+            "whole table added",
+        ),
+        Mistake(
+            tables(lambda self, ids: self.pos_emb(torch.arange(len(ids)))[:, None]),
             "Your positions count the texts of the batch. Which axis of (B, T) are the "
-            "places?", "x.size(0) for x.size(1)"),
-        Mistake(tables(lambda self, ids: 0), "Equal tokens get equal vectors wherever "
-            "they stand. Where are the positions?", "section 2.7"),
-        Mistake(tables(lambda self, ids: self.pos_emb(torch.arange(len(ids)))),
-            "Your positions count the texts of the batch. Which axis of (B, T) are "
-            "the places?",
+            "places?",
             "x.size(0) for x.size(1)",
         ),
-        Mistake(tables(lambda self, ids: self.pos_emb(torch.arange(ids.shape[1]) + 1)),
+        Mistake(
+            tables(lambda self, ids: 0),
+            "Equal tokens get equal vectors wherever they stand. Where are the "
+            "positions?",
+            "section 2.7",
+        ),
+        Mistake(
+            tables(lambda self, ids: self.pos_emb(torch.arange(len(ids)))),
+            "Your positions count the texts of the batch. Which axis of (B, T) are the "
+            "places?",
+            "x.size(0) for x.size(1)",
+        ),
+        Mistake(
+            tables(lambda self, ids: self.pos_emb(torch.arange(ids.shape[1]) + 1)),
             "Your positions begin with 1. Which row of the table does the first token "
             "get?",
             "a trial of this exercise",
         ),
-        Mistake(lambda V, context_length, D: Tables(V, V, D),
+        Mistake(
+            lambda V, context_length, D: Tables(V, V, D),
             "The table of positions has as many rows as there are tokens in the "
             "vocabulary. How many places are there?",
             "a trial of this exercise",
         ),
-    ], notice="This tensor is what chapter 3 receives.",
+    ],
+    notice="This tensor is what chapter 3 receives.",
 )
-# fmt: on
 
-# fmt: off
 check = Checks(
-    EXERCISE_1, EXERCISE_2, EXERCISE_3, EXERCISE_4, EXERCISE_5, EXERCISE_6, EXERCISE_7,
-    EXERCISE_8, EXERCISE_9A, EXERCISE_9B, EXERCISE_9C,
+    EXERCISE_1,
+    EXERCISE_2,
+    EXERCISE_3,
+    EXERCISE_4,
+    EXERCISE_5,
+    EXERCISE_6,
+    EXERCISE_7,
+    EXERCISE_8,
+    EXERCISE_9A,
+    EXERCISE_9B,
+    EXERCISE_9C,
 )
-# fmt: on

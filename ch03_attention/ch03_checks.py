@@ -10,13 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from shared.support.exercises import Checks, Exercise, Mistake, refuses
-
-
-def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Return random numbers, always the same."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
+from shared.support.exercises import Checks, Exercise, Mistake, numbers, refuses
 
 # --- 3.1 softmax ---------------------------------------------------------------------
 
@@ -31,7 +25,6 @@ def largest_of(x, dim=-1):
 
 
 FAR_APART = torch.tensor([[1000.0, 1001.0], [-1000.0, -1002.0]])
-# fmt: off
 SOFTMAX = Exercise(
     "3.1",
     "softmax that cannot overflow",
@@ -44,50 +37,58 @@ SOFTMAX = Exercise(
     differentiable=True,
     notice="Subtract what you like from a row: on paper the weights stay the same.",
     mistakes=[
-        Mistake(shares,
+        Mistake(
+            shares,
             "Small scores work. How large is e to the power of 1000, as a float?",
             "section 3.2",
         ),
-        Mistake(partial(shares, largest=torch.max),
+        Mistake(
+            partial(shares, largest=torch.max),
             "You subtract the largest score of the whole table. What is then left of a "
             "row whose scores are all much smaller?",
             "openillumi.com/en/en-softmax-numerical-stability-python",
         ),
-        Mistake(partial(shares, largest=partial(largest_of, dim=0), dim=0),
+        Mistake(
+            partial(shares, largest=partial(largest_of, dim=0), dim=0),
             "In a table, your columns add up to 1. Along which axis do the scores of "
             "one query lie?",
             "MicrosoftDocs/pytorchfundamentals#4",
         ),
-        Mistake(lambda x: x / x.sum(-1, keepdim=True),
+        Mistake(
+            lambda x: x / x.sum(-1, keepdim=True),
             "You divide the scores themselves by their sum. And if one is negative?",
             "section 3.2",
         ),
-        Mistake(partial(shares, largest=largest_of, keepdim=False),
-            "A sum over the last axis takes that axis away, and then the sums lie "
-            "down as a row. What keeps the axis in place?",
+        Mistake(
+            partial(shares, largest=largest_of, keepdim=False),
+            "A sum over the last axis takes that axis away, and then the sums lie down "
+            "as a row. What keeps the axis in place?",
             "section 1.3: keepdim",
         ),
-        Mistake(partial(shares, largest=lambda x: x.amax(-1), keepdim=False),
-            "A maximum or a sum over the last axis takes that axis away, and then "
-            "the numbers lie down as a row. What keeps the axis in place?",
+        Mistake(
+            partial(shares, largest=lambda x: x.amax(-1), keepdim=False),
+            "A maximum or a sum over the last axis takes that axis away, and then the "
+            "numbers lie down as a row. What keeps the axis in place?",
             "section 1.3: keepdim",
         ),
-        Mistake(lambda x: shares(x, torch.max, dim=tuple(range(x.ndim))),
+        Mistake(
+            lambda x: shares(x, torch.max, dim=tuple(range(x.ndim))),
             "All numbers together add up to 1. Each row shares out its own weight.",
             "a trial of this exercise",
         ),
-        Mistake(lambda x: shares(x, largest_of, dim=tuple(range(x.ndim))),
+        Mistake(
+            lambda x: shares(x, largest_of, dim=tuple(range(x.ndim))),
             "All numbers together add up to 1. Each row shares out its own weight.",
             "a trial of this exercise",
         ),
-        Mistake(lambda x: x - x.max(dim=-1, keepdim=True),
+        Mistake(
+            lambda x: x - x.max(dim=-1, keepdim=True),
             "`max` with a `dim` returns two things, the largest values and their "
             "places. Which one do you need?",
             "a trial of this exercise",
         ),
     ],
 )
-# fmt: on
 
 # --- 3.2 shapes ----------------------------------------------------------------------
 
@@ -98,66 +99,74 @@ def shapes(queries, scores, out, contexts=None):
 
 
 HEADS, SCORES, OUT = (2, 3, 5, 4), (2, 3, 5, 5), (2, 5, 12)
-# fmt: off
 SHAPES = Exercise(
     "3.2",
     "four shapes",
     shapes(HEADS, SCORES, OUT),
     notice="K = 4 is everywhere but in the scores: there, tokens meet tokens.",
     mistakes=[
-        Mistake(shapes((2, 5, 3, 4), SCORES, OUT),
-            "Cut into heads, yes. But each head needs a table of tokens of its own: "
-            "which two axes are still to be swapped?",
+        Mistake(
+            shapes((2, 5, 3, 4), SCORES, OUT),
+            "`queries` and `contexts` are cut into heads, yes. But each head needs a "
+            "table of tokens of its own: which two axes are still to be swapped?",
             "harvardnlp/annotated-transformer#118",
         ),
-        Mistake(shapes(HEADS, HEADS, OUT),
+        Mistake(
+            shapes((2, 3, 5, 12), SCORES, OUT),
+            "`queries`: twelve numbers for each of three heads? They share the twelve.",
+            "jranaraki/vllm-fit#2",
+        ),
+        Mistake(
+            shapes((2, 3, 5, 12), SCORES, (2, 5, 36)),
+            "`queries`: twelve numbers for each of three heads? They share the twelve.",
+            "jranaraki/vllm-fit#2",
+        ),
+        Mistake(
+            shapes((2, 5, 3, 4), SCORES, OUT, HEADS),
+            "`queries` is cut into heads, yes. But each head needs a table of tokens "
+            "of its own: which two axes of the queries are still to be swapped?",
+            "a trial of this exercise",
+        ),
+        Mistake(
+            shapes(HEADS[1:], SCORES[1:], OUT[1:]),
+            "Right for one text. There are two of them in the batch.",
+            "a trial of this exercise",
+        ),
+        Mistake(
+            shapes(HEADS, HEADS, OUT),
             "A score belongs to a query and a key. How many such pairs has a head?",
             "ai.stackexchange.com/questions/40400",
         ),
-        Mistake(shapes(HEADS, SCORES, HEADS),
-            "What happens to the heads before the last matrix?",
+        Mistake(
+            shapes(HEADS, (2, 5, 5), OUT),
+            "Your scores are those of a single head: how many tables of scores has a "
+            "text?",
+            "a trial of this exercise",
+        ),
+        Mistake(
+            shapes(HEADS, (2, 3, 4, 4), OUT),
+            "A score belongs to two tokens, and the K numbers of a query are summed up "
+            "in it. How many tokens are there?",
+            "a trial of this exercise",
+        ),
+        Mistake(
+            shapes(HEADS, SCORES, OUT, OUT),
+            "Your contexts are side by side already; the ones asked for are still cut "
+            "into heads.",
+            "a trial of this exercise",
+        ),
+        Mistake(
+            shapes(HEADS, SCORES, HEADS),
+            "`out`: what happens to the heads before the last matrix?",
             "ajhalthor/Transformer-Neural-Network#8",
         ),
-        Mistake(shapes((2, 3, 5, 12), SCORES, OUT),
-            "Twelve numbers for each of three heads? The heads share the twelve.",
-            "jranaraki/vllm-fit#2",
-        ),
-        Mistake(shapes((2, 3, 5, 12), SCORES, (2, 5, 36)),
-            "Twelve numbers for each of three heads? The heads share the twelve.",
-            "jranaraki/vllm-fit#2",
-        ),
-        Mistake(shapes((2, 5, 3, 4), SCORES, OUT, HEADS),
-            "Cut into heads, yes. But each head needs a table of tokens of its "
-            "own: which two axes of the queries are still to be swapped?",
-            "a trial of this exercise",
-        ),
-        Mistake(shapes(HEADS, (2, 5, 5), OUT),
-            "Three are right. Your scores are those of a single head: how many "
-            "tables of scores has a text?",
-            "a trial of this exercise",
-        ),
-        Mistake(shapes(HEADS, (2, 3, 4, 4), OUT),
-            "Three are right. A score belongs to two tokens, and the K numbers of "
-            "a query are summed up in it. How many tokens are there?",
-            "a trial of this exercise",
-        ),
-        Mistake(shapes(HEADS, SCORES, OUT, OUT),
-            "Three are right. Your contexts are side by side already; the ones "
-            "asked for are still cut into heads.",
-            "a trial of this exercise",
-        ),
-        Mistake(shapes(HEADS, SCORES, (2, 5, 4)),
-            "Three are right. That is what one head brings. What happens to the "
-            "other two?",
-            "a trial of this exercise",
-        ),
-        Mistake(shapes(HEADS[1:], SCORES[1:], OUT[1:]),
-            "Right for one text. There are two of them in the batch.",
+        Mistake(
+            shapes(HEADS, SCORES, (2, 5, 4)),
+            "`out`: that is what one head brings. What happens to the other two?",
             "a trial of this exercise",
         ),
     ],
 )
-# fmt: on
 
 # --- 3.3 causal weights --------------------------------------------------------------
 
@@ -193,7 +202,6 @@ def zeros_afterwards(queries, keys):
     return scores.softmax(-1) * past_of(scores)
 
 
-# fmt: off
 WEIGHTS = Exercise(
     "3.3",
     "causal attention weights",
@@ -209,55 +217,64 @@ WEIGHTS = Exercise(
     differentiable=True,
     notice="What does the first row of any such table look like, and why?",
     mistakes=[
-        Mistake(partial(weights, mask=lambda scores, past: scores),
+        Mistake(
+            partial(weights, mask=lambda scores, past: scores),
             "The future still has weight: nothing is hidden.",
             "facebookresearch/xformers#103",
         ),
-        Mistake(zeros_afterwards,
+        Mistake(
+            zeros_afterwards,
             "The rows no longer add up to 1: the softmax had already shared out weight "
             "to the future when you took it away. What must come first?",
             "huggingface/pytorch-image-models#2236",
         ),
-        Mistake(partial(weights, mask=torch.mul),
+        Mistake(
+            partial(weights, mask=torch.mul),
             "The future still has weight: a score of 0 is not nothing, softmax makes "
             "e⁰ = 1 of it. Of which score does it make 0?",
             "abisee/pointer-generator#88",
         ),
-        Mistake(partial(weights, turn=True),
+        Mistake(
+            partial(weights, turn=True),
             "Your tokens look at the future and not at the past: the other triangle.",
             "karpathy/nanoGPT#170",
         ),
-        Mistake(partial(weights, diagonal=1),
+        Mistake(
+            partial(weights, diagonal=1),
             "Every token sees one token too many, the very one that it should predict. "
             "Look up the argument `diagonal` of `tril` and `triu`.",
             "section 3.5",
         ),
-        Mistake(partial(weights, diagonal=-1),
+        Mistake(
+            partial(weights, diagonal=-1),
             "A token may look at itself. Your first row has nothing to look at, hence "
             "the `nan`. Look up the argument `diagonal` of `tril` and `triu`.",
             "pytorch/pytorch#103749",
         ),
-        Mistake(partial(weights, dim=-2),
+        Mistake(
+            partial(weights, dim=-2),
             "Your columns add up to 1, not your rows. Each query shares out its own "
             "attention: over which axis does the softmax run?",
             "MicrosoftDocs/pytorchfundamentals#4",
         ),
-        Mistake(partial(weights, power=0),
+        Mistake(
+            partial(weights, power=0),
             "Nearly. What are the scores divided by?",
             "section 3.4",
         ),
-        Mistake(partial(weights, power=1),
+        Mistake(
+            partial(weights, power=1),
             "Nearly. You divide the scores by K itself.",
             "imsmile2000.tistory.com/144",
         ),
-        Mistake(partial(weights, swap=lambda k: k.permute(*range(k.ndim)[::-1])),
-            "`.T` turns all axes round, also those of the texts and the heads. "
-            "Which one swaps only the last two?",
+        Mistake(
+            partial(weights, swap=lambda k: k.permute(*range(k.ndim)[::-1])),
+            "`.T` turns all axes round, also those of the texts and the heads. Which "
+            "one swaps only the last two?",
             "section 3.6",
         ),
     ],
 )
-# fmt: on
 
 # --- 3.4 a test for leaks ------------------------------------------------------------
 
@@ -285,7 +302,6 @@ def refuse_leaks(layer, x, changed=None, compared=None, shift=0):
 
 
 X = (numbers(6, 2),)
-# fmt: off
 LEAKS = Exercise(
     "3.4",
     "a test that catches leaks",
@@ -307,27 +323,30 @@ LEAKS = Exercise(
     notice="Yours refused four broken layers and let the good one pass. What would a "
     "layer have to do to slip through?",
     mistakes=[
-        Mistake(lambda layer, x: layer(x),
+        Mistake(
+            lambda layer, x: layer(x),
             "Your test lets every layer pass. Does it change a token of x, does the "
             "layer still get (T, D), and do you `assert` anything about its outputs?",
             "HomebrewML/Olmax#78",
         ),
-        Mistake(partial(refuse_leaks, changed=-1),
+        Mistake(
+            partial(refuse_leaks, changed=-1),
             "You change only the last token. What of a leak between two earlier ones?",
             "google/trax#1539",
         ),
-        Mistake(partial(refuse_leaks, changed=1, compared=1),
+        Mistake(
+            partial(refuse_leaks, changed=1, compared=1),
             "You compare only the first output. What of a leak into a later one?",
             "karpathy/nanochat#845",
         ),
-        Mistake(partial(refuse_leaks, shift=1),
+        Mistake(
+            partial(refuse_leaks, shift=1),
             "You refuse the good layer, too. May an output change with its own token? "
             "And is the x that you compare with still the one that came?",
             "section 3.5",
         ),
     ],
 )
-# fmt: on
 
 # --- 3.5 heads -----------------------------------------------------------------------
 
@@ -360,7 +379,6 @@ def split_and_join(cls, n_heads, x):
     return [heads.split(x), heads.join(Heads(n_heads).split(x).contiguous())]
 
 
-# fmt: off
 HEADS_CLASS = Exercise(
     "3.5",
     "split into heads, and join them",
@@ -372,27 +390,32 @@ HEADS_CLASS = Exercise(
     },
     notice="`view` moves nothing, nor does `transpose`: only joining copies.",
     mistakes=[
-        Mistake(partial(Heads, split="bhtk->bhtk", sizes="htk"),
+        Mistake(
+            partial(Heads, split="bhtk->bhtk", sizes="htk"),
             "The shape of `split` is right, the numbers are not: a head holds numbers "
             "of whole tokens. In which order does `view` read them?",
             "hyunwoongko/transformer#15",
         ),
-        Mistake(lambda n: Heads(n, "bhtk->bhtk", "htk", joined_as_they_lie),
+        Mistake(
+            lambda n: Heads(n, "bhtk->bhtk", "htk", joined_as_they_lie),
             "In both methods the shapes are right and the numbers are not: a head "
             "holds numbers of whole tokens. In which order does `view` read them?",
             "a trial of this exercise",
         ),
-        Mistake(partial(Heads, split="btkh->bhtk", sizes="tkh"),
+        Mistake(
+            partial(Heads, split="btkh->bhtk", sizes="tkh"),
             "Each of your heads takes every third or second number of a token. The "
             "first head has the first K of them.",
             "lsdefine/attention-is-all-you-need-keras#36",
         ),
-        Mistake(partial(Heads, split="bthk->bthk"),
+        Mistake(
+            partial(Heads, split="bthk->bthk"),
             "Cut into heads, but the tokens still come first: which axes are to be "
             "swapped?",
             "harvardnlp/annotated-transformer#118",
         ),
-        Mistake(partial(Heads, join=joined_as_they_lie),
+        Mistake(
+            partial(Heads, join=joined_as_they_lie),
             "`split` is right. `join` mixes up the tokens: what had you swapped, and "
             "must swap back first?",
             "ajhalthor/Transformer-Neural-Network#8",
@@ -407,54 +430,59 @@ HEADS_CLASS = Exercise(
         ),
     ],
 )
-# fmt: on
 
 # --- 3.6 the size of a cache ---------------------------------------------------------
 
-# fmt: off
 SIZE = Exercise(
     "3.6",
     "the size of a cache",
     2 * 12 * 12 * 64 * 1000 * 4,
     notice="74 MB for one text: a hundred readers at once outweigh the model.",
     mistakes=[
-        Mistake(12 * 12 * 64 * 1000 * 4,
+        Mistake(
+            12 * 12 * 64 * 1000 * 4,
             "Twice as much: what is kept besides the keys?",
             "LMCache/LMCache#2411",
         ),
-        Mistake(2 * 12 * 12 * 64 * 1000,
+        Mistake(
+            2 * 12 * 12 * 64 * 1000,
             "So many numbers. How many bytes has each?",
             "section 3.12",
         ),
-        Mistake(2 * 12 * 64 * 1000 * 4,
+        Mistake(
+            2 * 12 * 64 * 1000 * 4,
             "One 12 is missing: there are 12 layers, and in each of them 12 heads.",
             "mudler/vllm.cpp#357",
         ),
-        Mistake(2 * 12 * 12 * 768 * 1000 * 4,
+        Mistake(
+            2 * 12 * 12 * 768 * 1000 * 4,
             "The heads are counted twice: 768 is what all twelve have together.",
             "jranaraki/vllm-fit#2",
         ),
-        Mistake(12 * 12 * 64 * 1000,
-            "So many numbers are in the keys. What else is kept, and how many "
-            "bytes has each number?",
+        Mistake(
+            12 * 12 * 64 * 1000,
+            "So many numbers are in the keys. What else is kept, and how many bytes "
+            "has each number?",
             "a trial of this exercise",
         ),
-        Mistake(2 * 12 * 12 * 64 * 1000 * 32,
+        Mistake(
+            2 * 12 * 12 * 64 * 1000 * 32,
             "Float32 has 32 bits. How many bytes are that?",
             "a trial of this exercise",
         ),
-        Mistake(2 * 12 * 12 * 64 * 1024 * 4,
+        Mistake(
+            2 * 12 * 12 * 64 * 1024 * 4,
             "Right for 1,024 tokens; this text has 1,000.",
             "a trial of this exercise",
         ),
-        Mistake(12 * 12 * 1000 * 1000 * 4,
+        Mistake(
+            12 * 12 * 1000 * 1000 * 4,
             "These are the scores of all pairs of tokens. They are used once and "
             "thrown away: what is needed again for the next token?",
             "a trial of this exercise",
         ),
     ],
 )
-# fmt: on
 
 # --- 3.7 softmax that runs along -----------------------------------------------------
 
@@ -482,7 +510,6 @@ def as_a_stream(answer, scores, values):
     return answer(zip(scores.tolist(), values, strict=True))
 
 
-# fmt: off
 RUNNING = Exercise(
     "3.7",
     "softmax that runs along",
@@ -499,46 +526,53 @@ RUNNING = Exercise(
     },
     notice="Two numbers and a vector are enough, however long the text.",
     mistakes=[
-        Mistake(partial(running, shift=False),
+        Mistake(
+            partial(running, shift=False),
             "Small scores work. How large is e to the power of 1000, as a float? "
             "Subtract the largest score that you have seen so far.",
             "section 3.8",
         ),
-        Mistake(partial(running, shift=False, exp=math.exp),
+        Mistake(
+            partial(running, shift=False, exp=math.exp),
             "Small scores work. e to the power of 1000 is too large for a float. "
             "Subtract the largest score that you have seen so far.",
             "a trial of this exercise",
         ),
-        Mistake(partial(running, largest=0.0),
-            "All scores may be far below 0, and then your largest is one that "
-            "never came. With what must it begin, so that every score is larger?",
+        Mistake(
+            partial(running, largest=0.0),
+            "All scores may be far below 0, and then your largest is one that never "
+            "came. With what must it begin, so that every score is larger?",
             "a trial of this exercise",
         ),
-        Mistake(lambda pairs: [*pairs] and 0.0 / len([*pairs]),
-            "You go through the stream twice, and the second time it is empty. "
-            "Which largest score do you know while it runs?",
+        Mistake(
+            lambda pairs: [*pairs] and 0.0 / len([*pairs]),
+            "You go through the stream twice, and the second time it is empty. Which "
+            "largest score do you know while it runs?",
             "a trial of this exercise",
         ),
-        Mistake(partial(running, shrink_total=False, shrink_mixed=False),
+        Mistake(
+            partial(running, shrink_total=False, shrink_mixed=False),
             "When a larger score turns up, what is in the sums was made with the old "
             "largest. What must happen to it?",
             "section 3.8",
         ),
-        Mistake(partial(running, shrink_mixed=False),
+        Mistake(
+            partial(running, shrink_mixed=False),
             "The total shrinks when a larger score turns up. And the mixture?",
             "Dao-AILab/flash-attention#2082",
         ),
-        Mistake(partial(running, shrink_total=False),
+        Mistake(
+            partial(running, shrink_total=False),
             "The mixture shrinks when a larger score turns up. And the total?",
             "Dao-AILab/flash-attention#2082",
         ),
-        Mistake(partial(running, divide=False),
+        Mistake(
+            partial(running, divide=False),
             "The weights do not add up to 1. What is still to be done at the end?",
             "section 3.8",
         ),
     ],
 )
-# fmt: on
 
 # --- 3.8 mend the cache --------------------------------------------------------------
 
@@ -565,7 +599,6 @@ def fill(cls, room, *parts):
 
 NEW = numbers(6, 2)
 forgets = partial(Cache, grow=lambda length, n: length + 1)
-# fmt: off
 CACHE = Exercise(
     "3.8",
     "mend the cache",
@@ -580,22 +613,24 @@ CACHE = Exercise(
     notice="No error was raised, and one token after the other was right. Test a cache "
     "with a prompt, and then with one more token.",
     mistakes=[
-        Mistake(partial(Cache, grow=lambda length, n: n),
+        Mistake(
+            partial(Cache, grow=lambda length, n: n),
             "Now the cache starts again at every call. What of the tokens before?",
             "huggingface/transformers#36151",
         ),
-        Mistake(partial(forgets, cut=False),
+        Mistake(
+            partial(forgets, cut=False),
             "All that was written is handed out now, and the empty room with it. But "
             "the next token still lands in the wrong place.",
             "tenstorrent/tt-metal#54413",
         ),
-        Mistake(partial(Cache, grow=lambda length, n: length + n - (n > 1)),
+        Mistake(
+            partial(Cache, grow=lambda length, n: length + n - (n > 1)),
             "After a prompt, its last token is missing: off by one.",
             "UChi-JCL/CacheGen#8",
         ),
     ],
 )
-# fmt: on
 
 # --- 3.9 a project: texts of unequal length, word by word ----------------------------
 
@@ -614,7 +649,6 @@ def blind_queries(n_tokens, pad_left):
     return (past & ~padding[:, :, None]) | torch.eye(n_tokens, dtype=torch.bool)
 
 
-# fmt: off
 MASK = Exercise(
     "3.9a",
     "a mask for padded texts",
@@ -625,35 +659,40 @@ MASK = Exercise(
     },
     notice="Padding looks at itself only. Nobody will ever read what it takes in.",
     mistakes=[
-        Mistake(partial(padding_mask, real=False),
+        Mistake(
+            partial(padding_mask, real=False),
             "The padding is still looked at.",
             "section 3.13",
         ),
-        Mistake(partial(padding_mask, causal=False),
+        Mistake(
+            partial(padding_mask, causal=False),
             "The future is still looked at.",
             "facebookresearch/xformers#103",
         ),
-        Mistake(partial(padding_mask, own=False),
+        Mistake(
+            partial(padding_mask, own=False),
             "A padding token may look at nothing now, and a softmax over nothing is "
             "`nan`. Whom could it look at without harm?",
             "pytorch/pytorch#103749",
         ),
-        Mistake(blind_queries,
+        Mistake(
+            blind_queries,
             "You hide rows: those who look. Who must not be looked at is a column.",
             "lsdefine/attention-is-all-you-need-keras#16",
         ),
-        Mistake(lambda n, pad: ~padding_mask(n, pad),
+        Mistake(
+            lambda n, pad: ~padding_mask(n, pad),
             "The other way round: True is wanted where a token may be looked at.",
             "section 3.8: PyTorch's own layer marks what is hidden",
         ),
-        Mistake(lambda n, pad: padding_mask(n, pad + 1),
-            "The first real word is hidden, too. Where does it stand if there is "
-            "one padding token?",
+        Mistake(
+            lambda n, pad: padding_mask(n, pad + 1),
+            "The first real word is hidden, too. Where does it stand if there is one "
+            "padding token?",
             "a trial of this exercise",
         ),
     ],
 )
-# fmt: on
 
 
 def masked_attention(queries, keys, values, mask, **wrong):
@@ -674,7 +713,6 @@ def hide_the_seen(queries, keys, values, mask):
     )
 
 
-# fmt: off
 ATTENTION = Exercise(
     "3.9b",
     "attention with that mask",
@@ -692,44 +730,51 @@ ATTENTION = Exercise(
     differentiable=True,
     notice="A wrong mask is loudest where the padding's values are large.",
     mistakes=[
-        Mistake(partial(masked_attention, axis=True),
+        Mistake(
+            partial(masked_attention, axis=True),
             "Your mask meets heads where it should meet texts. It is (B, T, T), the "
             "scores are (B, H, T, T): where does it need an axis of size 1?",
             "harvardnlp/annotated-transformer#17",
         ),
-        Mistake(partial(masked_attention, turned=True),
+        Mistake(
+            partial(masked_attention, turned=True),
             "The mask says who may be looked at, and you hide exactly these.",
             "section 3.8",
         ),
-        Mistake(hide_the_seen,
+        Mistake(
+            hide_the_seen,
             "The mask says who may be looked at, and you hide exactly these.",
             "section 3.8",
         ),
-        Mistake(partial(masked_attention, scale=lambda q: 1),
+        Mistake(
+            partial(masked_attention, scale=lambda q: 1),
             "Nearly. What are the scores divided by?",
             "section 3.4",
         ),
-        Mistake(partial(masked_attention, apart=joined_as_they_lie),
-            "The shape is right, but numbers of different tokens stand side by "
-            "side. Which axes must be swapped back first?",
+        Mistake(
+            partial(masked_attention, apart=joined_as_they_lie),
+            "The shape is right, but numbers of different tokens stand side by side. "
+            "Which axes must be swapped back first?",
             "a trial of this exercise",
         ),
-        Mistake(lambda q, k, v, m: masked_attention(q, k, v, past_of(m)[None]),
-            "The future is hidden, and the padding is not. What did you do with "
-            "the mask?",
+        Mistake(
+            lambda q, k, v, m: masked_attention(q, k, v, past_of(m)[None]),
+            "The future is hidden, and the padding is not. What did you do with the "
+            "mask?",
             "a trial of this exercise",
         ),
-        Mistake(partial(masked_attention, scale=lambda q: q.shape[1] * q.shape[3]),
+        Mistake(
+            partial(masked_attention, scale=lambda q: q.shape[1] * q.shape[3]),
             "Nearly. You divide by √D; each head has K numbers.",
             "FareedKhan-dev/train-llm-from-scratch#3",
         ),
-        Mistake(partial(masked_attention, apart=lambda heads: heads),
+        Mistake(
+            partial(masked_attention, apart=lambda heads: heads),
             "The heads are not yet side by side.",
             "section 3.7",
         ),
     ],
 )
-# fmt: on
 
 
 def word_by_word(parts, first=0, scale=None, is_causal=False):
@@ -754,7 +799,6 @@ def as_written(answer, *parts):
     return torch.stack(list(answer(zip(*parts, strict=True))))
 
 
-# fmt: off
 WORDS = Exercise(
     "3.9c",
     "the same, word by word",
@@ -766,28 +810,31 @@ WORDS = Exercise(
     },
     notice="No mask is needed: what is not written yet cannot be looked at.",
     mistakes=[
-        Mistake(partial(word_by_word, first=-1),
+        Mistake(
+            partial(word_by_word, first=-1),
             "Every word looks only at itself. Where do the keys and values of the "
             "words before it stay?",
             "section 3.11",
         ),
-        Mistake(partial(word_by_word, is_causal=True),
+        Mistake(
+            partial(word_by_word, is_causal=True),
             "Every word looks only at the first one. What does `is_causal` do to a "
             "single query?",
             "pytorch/pytorch#144858",
         ),
-        Mistake(partial(word_by_word, scale=1),
+        Mistake(
+            partial(word_by_word, scale=1),
             "Nearly. What are the scores divided by?",
             "section 3.4",
         ),
-        Mistake(with_the_future,
+        Mistake(
+            with_the_future,
             "You have read the whole text before you began. What had been written when "
             "the first word was asked?",
             "section 3.5",
         ),
     ],
 )
-# fmt: on
 
 check = Checks(
     SOFTMAX, SHAPES, WEIGHTS, LEAKS, HEADS_CLASS, SIZE, RUNNING, CACHE,

@@ -7,13 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.support.exercises import Checks, Exercise, Mistake, refuses
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Return random numbers, always the same ones."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
+from shared.support.exercises import Checks, Exercise, Mistake, numbers, refuses
 
 # --- 4.1 -----------------------------------------------------------------------------
 
@@ -37,7 +31,11 @@ LAYER_NORM = Exercise(
     lambda x, weight, bias: F.layer_norm(x, weight.shape, weight, bias),
     cases={
         "the vector (1, 2, 3, 6)": (torch.tensor([1.0, 2, 3, 6]), *PLAIN),
-        "2 texts of 3 tokens": (drawn(2, 3, 4), drawn(4, seed=1), drawn(4, seed=2)),
+        "2 texts of 3 tokens": (
+            numbers(2, 3, 4, seed=0),
+            numbers(4, seed=1),
+            numbers(4, seed=2),
+        ),
         "all numbers alike": (torch.full((2, 4), 3.0), *PLAIN),
     },
     differentiable=True,
@@ -197,7 +195,10 @@ GELU = Exercise(
     "4.4",
     "the slope of GELU",
     slope_of(F.gelu),
-    cases={"from −2 to 2": (torch.linspace(-2, 2, 9),), "a table": (drawn(2, 3),)},
+    cases={
+        "from −2 to 2": (torch.linspace(-2, 2, 9),),
+        "a table": (numbers(2, 3, seed=0),),
+    },
     notice="Left of −0.75 the slope is negative: there GELU falls before it rises.",
     mistakes=[
         Mistake(
@@ -266,7 +267,10 @@ BLOCK = Exercise(
     "a transformer block from parts",
     as_block(lambda x, norm1, attention, norm2, mlp: attention.layer(x)),
     judge=run_block,
-    cases={"2 texts of 5 tokens": (drawn(2, 5, 8),), "a token": (drawn(1, 1, 8),)},
+    cases={
+        "2 texts of 5 tokens": (numbers(2, 5, 8, seed=0),),
+        "a token": (numbers(1, 1, 8, seed=0),),
+    },
     notice="Nothing in the stream was replaced: both branches only added to it.",
     mistakes=[
         Mistake(
@@ -336,8 +340,8 @@ ROPE = Exercise(
     turned,
     cases={
         "(1, 0) at positions 0 to 3": (torch.tensor([[1.0, 0]] * 4),),
-        "6 tokens, K = 8": (drawn(6, 8),),
-        "2 texts with 3 heads, base 100": (drawn(2, 3, 5, 4, seed=1), 100.0),
+        "6 tokens, K = 8": (numbers(6, 8, seed=0),),
+        "2 texts with 3 heads, base 100": (numbers(2, 3, 5, 4, seed=1), 100.0),
     },
     differentiable=True,
     notice="The token at position 0 is as it was. No vector has changed its length.",
@@ -405,7 +409,7 @@ def in_groups(x, n):
 def heads(n_heads, n_kv_heads):
     """Return queries (2, H, 5, 4), and keys and values (2, G, 5, 4)."""
     sizes = [n_heads, n_kv_heads, n_kv_heads]
-    return tuple(drawn(2, n, 5, 4, seed=i) for i, n in enumerate(sizes))
+    return tuple(numbers(2, n, 5, 4, seed=i) for i, n in enumerate(sizes))
 
 
 GROUPED = Exercise(
@@ -469,7 +473,7 @@ POSITIONS = {
     "hands that become slower": turned_with(place=lambda t: 4 * t**0.5),
     "a layer that does nothing": lambda x: x.clone(),
 }
-PAIR = drawn(8, seed=5), drawn(8, seed=6)
+PAIR = numbers(8, seed=5), numbers(8, seed=6)
 BREAK_IT = Exercise(
     "4.8",
     "break it: a test for rotary positions",
@@ -528,7 +532,9 @@ def small_gpt(n_layers=2, width=8, vocab_size=11, context=12):
     shapes |= {f"{name}.weight": shape for name, shape in linear.items()}
     shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
     shapes |= {f"{norm}.{kind}": (width,) for norm in norms for kind in KINDS}
-    return {name: 0.6 * drawn(*s, seed=i) for i, (name, s) in enumerate(shapes.items())}
+    return {
+        name: 0.6 * numbers(*s, seed=i) for i, (name, s) in enumerate(shapes.items())
+    }
 
 
 def embedded(weights, token_ids):
@@ -603,7 +609,7 @@ THEIRS |= {"self_attn.out_proj": "attention.out_proj"}
 WEIGHTS, THREE = small_gpt(), small_gpt(3)
 QUIET = {name: t * ("bias" not in name) for name, t in WEIGHTS.items()}
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
-STREAM = drawn(2, 5, 8, seed=99)
+STREAM = numbers(2, 5, 8, seed=99)
 EMBED = Exercise(
     "4.9a",
     "GPT-2 from its weights: the embedding",

@@ -11,13 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
-from shared.support.exercises import Checks, Exercise, Mistake, refuses
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Return random numbers, always the same ones."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
+from shared.support.exercises import Checks, Exercise, Mistake, numbers, refuses
 
 # --- 5.1 -----------------------------------------------------------------------------
 
@@ -250,7 +244,7 @@ ADAMW = Exercise(
     judge=trained,
     cases={
         "one step": (torch.ones(3), torch.tensor([[1.0, 0.1, -0.01]])),
-        "five steps": (drawn(2, 3), drawn(5, 2, 3, seed=1)),
+        "five steps": (numbers(2, 3, seed=0), numbers(5, 2, 3, seed=1)),
         "tiny gradients": (torch.ones(3), torch.tensor([[1e-6, 1e-7, -1e-8]])),
         "no gradient at all": (torch.ones(2), torch.zeros(3, 2)),
     },
@@ -310,7 +304,7 @@ def part(size, n_ignored=0, seed=0):
     """Return inputs (N, 3) and targets (N,), of which the last do not count."""
     targets = torch.arange(size) % 4
     targets[size - n_ignored :] = -100
-    return drawn(size, 3, seed=seed), targets
+    return numbers(size, 3, seed=seed), targets
 
 
 ACCUMULATE = Exercise(
@@ -319,9 +313,9 @@ ACCUMULATE = Exercise(
     at_once,
     faulty=added_up,
     cases={
-        "parts of 4 and 4 tokens": (drawn(3, 4), [part(4), part(4, seed=1)]),
-        "parts of 4 and 1 tokens": (drawn(3, 4), [part(4), part(1, seed=1)]),
-        "parts with padding": (drawn(3, 4), [part(4, 3), part(5, 1, seed=1)]),
+        "parts of 4 and 4 tokens": (numbers(3, 4, seed=0), [part(4), part(4, seed=1)]),
+        "parts of 4 and 1 tokens": (numbers(3, 4, seed=0), [part(4), part(1, seed=1)]),
+        "parts with padding": (numbers(3, 4, seed=0), [part(4, 3), part(5, 1, seed=1)]),
     },
     notice="Add sums, count what counts, and divide once. So does `Trainer`.",
     mistakes=[
@@ -443,7 +437,11 @@ class Run:
     """A small training run, with all that a run has to remember."""
 
     def __init__(self):
-        self.weight, self.mean, self.square = drawn(4), torch.zeros(4), torch.zeros(4)
+        self.weight, self.mean, self.square = (
+            numbers(4, seed=0),
+            torch.zeros(4),
+            torch.zeros(4),
+        )
         self.n_steps, self.dice = 0, random.Random(7)
 
     def train(self, n: int) -> None:
@@ -515,8 +513,8 @@ RESUME = Exercise(
         ),
         Mistake(
             partial(resumed, more=0),
-            "You refuse the good one, too. Have both runs made as many steps "
-            "when you compare them?",
+            "You refuse the good one, too. Have both runs made as many steps when you "
+            "compare them?",
             "our own trial",
         ),
     ],
@@ -543,7 +541,7 @@ PENALTY = Exercise(
     penalised,
     cases={
         "two tokens have occurred": (torch.tensor([2.0, 1, -1, -2]), [0, 3], 2.0),
-        "one of them three times": (drawn(6), [4, 1, 4, 4], 1.5),
+        "one of them three times": (numbers(6, seed=0), [4, 1, 4, 4], 1.5),
     },
     notice="It is a rule of thumb: add 10 to all scores, and it does something else.",
     mistakes=[
@@ -672,9 +670,9 @@ SEARCH = Exercise(
     "a decoder: beam search",
     search,
     cases={
-        "two beams": (follow(drawn(4, 4, seed=21)), [0], 2, 4, 3),
-        "a prompt of 4": (follow(drawn(4, 4, seed=614)), [0, 3, 2, 0], 3, 4, 3),
-        "as many beams as texts": (follow(drawn(4, 4, seed=8)), [1], 64, 3, 0),
+        "two beams": (follow(numbers(4, 4, seed=21)), [0], 2, 4, 3),
+        "a prompt of 4": (follow(numbers(4, 4, seed=614)), [0, 3, 2, 0], 3, 4, 3),
+        "as many beams as texts": (follow(numbers(4, 4, seed=8)), [1], 64, 3, 0),
     },
     notice="With as many beams as there are texts, it has tried them all.",
     mistakes=[

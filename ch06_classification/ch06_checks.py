@@ -14,23 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from shared.gpt_model import GPTConfig, GPTModel
-from shared.support.exercises import Checks, Exercise, Mistake, refuses
-
-
-def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Return random numbers, always the same."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def bits(text: str) -> torch.Tensor:
-    """Return a table of truth values, a row for each word of zeros and ones."""
-    return torch.tensor([[bit == "1" for bit in row] for row in text.split()])
-
-
-def known(*parts) -> list[Mistake]:
-    """Return mistakes: each is a code, its hint, and where it was seen."""
-    return [Mistake(*parts[n : n + 3]) for n in range(0, len(parts), 3)]
-
+from shared.support.exercises import Checks, Exercise, Mistake, bits, numbers, refuses
 
 # --- 6.1 the score of a word ---------------------------------------------------------
 
@@ -42,12 +26,12 @@ def word_score(spam, ham, n_spam, n_ham, n_known, more=1, of=None, swap=False):
 
 
 NO_ONES = (
-    "A word that never stood in ham now decides alone, or breaks the logarithm. "
-    "With which number does every count start?"
+    "A word that never stood in ham now decides alone, or breaks the logarithm. With "
+    "which number does every count start?"
 )
 TOO_FEW = (
-    "A little was added below the line. But every known word got its 1: by how "
-    "much has the sum of all counts grown?"
+    "A little was added below the line. But every known word got its 1: by how much "
+    "has the sum of all counts grown?"
 )
 SCORE = Exercise(
     "6.1",
@@ -59,34 +43,50 @@ SCORE = Exercise(
         "a word that was never in spam": (0, 7, 150, 250, 60),
     },
     notice="One word more in ham costs more the rarer the word is: it is a ratio.",
-    mistakes=known(
-        partial(word_score, more=0, of=0),
-        NO_ONES,
-        "accord-net/framework#255",
-        lambda spam, ham, a, b, n: math.log(spam / a) - math.log(ham / b),
-        NO_ONES,
-        "accord-net/framework#255",
-        partial(word_score, of=0),
-        "Each count got its extra 1. Now there are more words than before: how "
-        "many more, in all of spam and in all of ham?",
-        "cardmagic/classifier#80",
-        partial(word_score, of=1),
-        TOO_FEW,
-        "a first attempt of ours",
-        lambda spam, ham, *totals: math.log((spam + 1) / (ham + 1)),
-        "You compare the counts. And if there is twice as much ham as spam to "
-        "count in?",
-        "a first attempt of ours",
-        partial(word_score, of=2),
-        TOO_FEW,
-        "pbharrin/machinelearninginaction3x#20",
-        partial(word_score, swap=True),
-        "The sign is wrong: a word of spam should score above zero.",
-        "section 6.2",
-        lambda *counts: math.exp(word_score(*counts)),
-        "That is the ratio. What makes a sum of products?",
-        "dfdx/NaiveBayes.jl#6",
-    ),
+    mistakes=[
+        Mistake(
+            partial(word_score, more=0, of=0),
+            NO_ONES,
+            "accord-net/framework#255",
+        ),
+        Mistake(
+            lambda spam, ham, a, b, n: math.log(spam / a) - math.log(ham / b),
+            NO_ONES,
+            "accord-net/framework#255",
+        ),
+        Mistake(
+            partial(word_score, of=0),
+            "Each count got its extra 1. Now there are more words than before: how "
+            "many more, in all of spam and in all of ham?",
+            "cardmagic/classifier#80",
+        ),
+        Mistake(
+            partial(word_score, of=1),
+            TOO_FEW,
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda spam, ham, *totals: math.log((spam + 1) / (ham + 1)),
+            "You compare the counts. And if there is twice as much ham as spam to "
+            "count in?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(word_score, of=2),
+            TOO_FEW,
+            "pbharrin/machinelearninginaction3x#20",
+        ),
+        Mistake(
+            partial(word_score, swap=True),
+            "The sign is wrong: a word of spam should score above zero.",
+            "section 6.2",
+        ),
+        Mistake(
+            lambda *counts: math.exp(word_score(*counts)),
+            "That is the ratio. What makes a sum of products?",
+            "dfdx/NaiveBayes.jl#6",
+        ),
+    ],
 )
 
 # --- 6.2 the last real token ---------------------------------------------------------
@@ -111,34 +111,48 @@ LAST = Exercise(
     },
     differentiable=True,
     notice="Nothing here asks on which side the padding is: the last 1 is the last 1.",
-    mistakes=known(
-        lambda states, mask: states[:, -1],
-        "You read the last column. In a short row on the left, what stands there?",
-        "huggingface/transformers#7501",
-        partial(at, lambda mask: mask.sum(dim=1) - 1),
-        "You count the real tokens. That is the place of the last one only if the "
-        "first one stands at 0.",
-        "huggingface/transformers#46782",
-        partial(at, lambda mask: (mask == 0).int().argmax(dim=1) - 1),
-        "You look for the first padding token, and step back. And if the row "
-        "begins with padding, and ends with it?",
-        "huggingface/transformers#35909",
-        partial(at, lambda mask: mask.sum(dim=1)),
-        "One place too far. Positions are counted from 0. (And only rows without "
-        "padding on the left can be read in this way.)",
-        "section 6.3",
-        partial(at, lambda mask: mask.argmax(dim=1)),
-        "`argmax` finds the first of several equal numbers, so this is the first "
-        "real token. Which numbers are largest at the *last* 1?",
-        "a first attempt of ours",
-        partial(last_real, by=torch.Tensor.long),
-        "The mask holds whole numbers. As an index they are places, 0 and 1. Only "
-        "truth values choose.",
-        "a first attempt of ours",
-        lambda x, m: (x * m[..., None]).sum(dim=1) / m.sum(dim=1, keepdim=True),
-        "That is the mean over all real tokens. A single one is wanted.",
-        "section 6.8",
-    ),
+    mistakes=[
+        Mistake(
+            lambda states, mask: states[:, -1],
+            "You read the last column. In a short row on the left, what stands there?",
+            "huggingface/transformers#7501",
+        ),
+        Mistake(
+            partial(at, lambda mask: mask.sum(dim=1) - 1),
+            "You count the real tokens. That is the place of the last one only if the "
+            "first one stands at 0.",
+            "huggingface/transformers#46782",
+        ),
+        Mistake(
+            partial(at, lambda mask: (mask == 0).int().argmax(dim=1) - 1),
+            "You look for the first padding token, and step back. And if the row "
+            "begins with padding, and ends with it?",
+            "huggingface/transformers#35909",
+        ),
+        Mistake(
+            partial(at, lambda mask: mask.sum(dim=1)),
+            "One place too far. Positions are counted from 0. (And only rows without "
+            "padding on the left can be read in this way.)",
+            "section 6.3",
+        ),
+        Mistake(
+            partial(at, lambda mask: mask.argmax(dim=1)),
+            "`argmax` finds the first of several equal numbers, so this is the first "
+            "real token. Which numbers are largest at the *last* 1?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(last_real, by=torch.Tensor.long),
+            "The mask holds whole numbers. As an index they are places, 0 and 1. Only "
+            "truth values choose.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda x, m: (x * m[..., None]).sum(dim=1) / m.sum(dim=1, keepdim=True),
+            "That is the mean over all real tokens. A single one is wanted.",
+            "section 6.8",
+        ),
+    ],
 )
 
 # --- 6.3 how far apart ---------------------------------------------------------------
@@ -149,21 +163,29 @@ APART = Exercise(
     math.log(9),
     rtol=0.01,
     notice="2.2 logits are 9 to 1; another 2.4 make it 99 to 1, and so on.",
-    mistakes=known(
-        9.0,
-        "Nine to one, yes: that is the ratio of the two probabilities. Which "
-        "difference of logits makes a ratio of nine?",
-        "section 6.4",
-        -math.log(9),
-        "That is the difference for ham. Which of the two logits is larger?",
-        "section 6.4",
-        math.log10(9),
-        "Nearly: which base has the logarithm that undoes e to the power of x?",
-        "section 6.4",
-        -math.log(0.9),
-        "That is the loss of such a message. The logits are one step earlier.",
-        "section 6.4",
-    ),
+    mistakes=[
+        Mistake(
+            9.0,
+            "Nine to one, yes: that is the ratio of the two probabilities. Which "
+            "difference of logits makes a ratio of nine?",
+            "section 6.4",
+        ),
+        Mistake(
+            -math.log(9),
+            "That is the difference for ham. Which of the two logits is larger?",
+            "section 6.4",
+        ),
+        Mistake(
+            math.log10(9),
+            "Nearly: which base has the logarithm that undoes e to the power of x?",
+            "section 6.4",
+        ),
+        Mistake(
+            -math.log(0.9),
+            "That is the loss of such a message. The logits are one step earlier.",
+            "section 6.4",
+        ),
+    ],
 )
 
 # --- 6.4 a head for three classes ----------------------------------------------------
@@ -211,32 +233,46 @@ HEAD = Exercise(
     },
     notice="Ham, spam or a bill: no word of the training would have to be changed, for "
     "cross-entropy counts to three as well.",
-    mistakes=known(
-        partial(Head, freeze="last"),
-        "Nothing can be trained, not even the head. When do you freeze: before the "
-        "head is there, or after?",
-        "cfzd/Ultra-Fast-Lane-Detection#282",
-        partial(Head, freeze="never"),
-        "All of the model would be trained. Only the head should be.",
-        "huggingface/transformers#228",
-        partial(Head, read=lambda logits, last: logits[:, -1]),
-        "You read the last column. Where does a short text end?",
-        "section 6.3",
-        partial(Head, read=lambda logits, last: logits),
-        "There are logits for every token. The text is to be judged once.",
-        "section 6.4",
-        partial(Head, size=2),
-        "Always two classes. How does the head know how many there are?",
-        "section 6.4",
-        partial(Head, read=lambda *parts: at_last(*parts).softmax(dim=-1)),
-        "Those are probabilities already. What does `F.cross_entropy` want, and "
-        "what does it do to it first?",
-        "a first attempt of ours",
-        partial(Head, read=lambda *parts: at_last(*parts).detach()),
-        "The logits are right, but no gradient comes back to the head: it would "
-        "never learn. What lies inside of `torch.no_grad()`?",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            partial(Head, freeze="last"),
+            "Nothing can be trained, not even the head. When do you freeze: before the "
+            "head is there, or after?",
+            "cfzd/Ultra-Fast-Lane-Detection#282",
+        ),
+        Mistake(
+            partial(Head, freeze="never"),
+            "All of the model would be trained. Only the head should be.",
+            "huggingface/transformers#228",
+        ),
+        Mistake(
+            partial(Head, read=lambda logits, last: logits[:, -1]),
+            "You read the last column. Where does a short text end?",
+            "section 6.3",
+        ),
+        Mistake(
+            partial(Head, read=lambda logits, last: logits),
+            "There are logits for every token. The text is to be judged once.",
+            "section 6.4",
+        ),
+        Mistake(
+            partial(Head, size=2),
+            "Always two classes. How does the head know how many there are?",
+            "section 6.4",
+        ),
+        Mistake(
+            partial(Head, read=lambda *parts: at_last(*parts).softmax(dim=-1)),
+            "Those are probabilities already. What does `F.cross_entropy` want, and "
+            "what does it do to it first?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(Head, read=lambda *parts: at_last(*parts).detach()),
+            "The logits are right, but no gradient comes back to the head: it would "
+            "never learn. What lies inside of `torch.no_grad()`?",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 # --- 6.5 more ham than spam ----------------------------------------------------------
@@ -265,29 +301,41 @@ WEIGHTED = Exercise(
     differentiable=True,
     notice="In a batch of one class the weight cancels. With unequal batches a summed "
     "loss, divided once at the end, is fairer.",
-    mistakes=known(
-        partial(weighted, by=lambda w, n: n),
-        "The weighted losses are right. You divide by the number of texts. What "
-        "would a loss of 1 for every text come to, and should it?",
-        "pytorch/pytorch#40560",
-        partial(weighted, by=lambda w, n: 1),
-        "A sum. What makes a weighted mean of it?",
-        "imoneoi/openchat#99",
-        lambda x, y, w: weighted(x, y, w, by=lambda *_: w.sum()),
-        "You divide by the sum of the classes' weights. But how often does each "
-        "class occur among these texts?",
-        "a first attempt of ours",
-        lambda logits, labels, weights: F.cross_entropy(logits * weights, labels),
-        "You weigh the logits. That makes another model; weigh its losses.",
-        "a first attempt of ours",
-        partial(weighted, pick=lambda logits: logits.argmax(dim=-1)),
-        "You weigh by the class that the model finds likeliest. Whose class "
-        "decides how much a text counts?",
-        "section 6.4",
-        lambda logits, labels, weights: F.cross_entropy(logits, labels),
-        "That is the plain mean: the weights are not used.",
-        "section 6.6",
-    ),
+    mistakes=[
+        Mistake(
+            partial(weighted, by=lambda w, n: n),
+            "The weighted losses are right. You divide by the number of texts. What "
+            "would a loss of 1 for every text come to, and should it?",
+            "pytorch/pytorch#40560",
+        ),
+        Mistake(
+            partial(weighted, by=lambda w, n: 1),
+            "A sum. What makes a weighted mean of it?",
+            "imoneoi/openchat#99",
+        ),
+        Mistake(
+            lambda x, y, w: weighted(x, y, w, by=lambda *_: w.sum()),
+            "You divide by the sum of the classes' weights. But how often does each "
+            "class occur among these texts?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda logits, labels, weights: F.cross_entropy(logits * weights, labels),
+            "You weigh the logits. That makes another model; weigh its losses.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(weighted, pick=lambda logits: logits.argmax(dim=-1)),
+            "You weigh by the class that the model finds likeliest. Whose class "
+            "decides how much a text counts?",
+            "section 6.4",
+        ),
+        Mistake(
+            lambda logits, labels, weights: F.cross_entropy(logits, labels),
+            "That is the plain mean: the weights are not used.",
+            "section 6.6",
+        ),
+    ],
 )
 
 # --- 6.6 a test for neighbours -------------------------------------------------------
@@ -346,27 +394,37 @@ NEIGHBOURS = Exercise(
     },
     notice="Your test knows nothing of models. It would catch the same mistakes in a "
     "filter of 135 million weights.",
-    mistakes=known(
-        lambda classify, messages: classify(messages),
-        "Your test lets every filter pass. What should be the same for a message "
-        "alone and in company, and where do you `assert` it?",
-        "castorini/castor#176: nobody had compared",
-        partial(refuse_neighbours, close=torch.equal),
-        "You refuse the good filter, too: the last digits of a float may depend on "
-        "the batch. How near is near enough?",
-        "aalok-sathe/surprisal#16",
-        partial(refuse_neighbours, which=slice(1)),
-        "You compare only the first message. What of a filter that mixes up the "
-        "others?",
-        "mead-ml/mead-baseline#677",
-        partial(refuse_neighbours, close=lambda a, b: a.argmax() == b.argmax()),
-        "You compare the classes only. A neighbour can change the logits a good "
-        "deal before another class wins.",
-        "a first attempt of ours",
-        copies_only,
-        "Your neighbours have all the same length, so there is no padding.",
-        "FutureComputing4AI/MalConv2#6",
-    ),
+    mistakes=[
+        Mistake(
+            lambda classify, messages: classify(messages),
+            "Your test lets every filter pass. What should be the same for a message "
+            "alone and in company, and where do you `assert` it?",
+            "castorini/castor#176: nobody had compared",
+        ),
+        Mistake(
+            partial(refuse_neighbours, close=torch.equal),
+            "You refuse the good filter, too: the last digits of a float may depend on "
+            "the batch. How near is near enough?",
+            "aalok-sathe/surprisal#16",
+        ),
+        Mistake(
+            partial(refuse_neighbours, which=slice(1)),
+            "You compare only the first message. What of a filter that mixes up the "
+            "others?",
+            "mead-ml/mead-baseline#677",
+        ),
+        Mistake(
+            partial(refuse_neighbours, close=lambda a, b: a.argmax() == b.argmax()),
+            "You compare the classes only. A neighbour can change the logits a good "
+            "deal before another class wins.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            copies_only,
+            "Your neighbours have all the same length, so there is no padding.",
+            "FutureComputing4AI/MalConv2#6",
+        ),
+    ],
 )
 
 # --- 6.7 an interval -----------------------------------------------------------------
@@ -401,30 +459,44 @@ PAIRED = Exercise(
     },
     notice="Where both are right, or both wrong, nothing is added: the pairs make the "
     "interval narrow.",
-    mistakes=known(
-        unpaired,
-        ADDED,
-        "EleutherAI/lm-evaluation-harness#3831",
-        partial(unpaired, correction=0),
-        ADDED,
-        "a first attempt of ours",
-        partial(interval, unit=1),
-        "Right as shares of 1. The answer is to be in points, up to 100.",
-        "a first attempt of ours",
-        partial(interval, z=1),
-        "That is one standard error on either side. How many make 95 %?",
-        "a first attempt of ours",
-        partial(interval, root=False),
-        "So much do single messages scatter. The mean of n of them scatters less.",
-        "section 6.7",
-        partial(interval, deviation=statistics.pstdev),
-        "Nearly. The deviation of a sample is divided by n − 1, since the mean was "
-        "taken from the same sample.",
-        "section 6.7",
-        lambda ours, theirs: interval(theirs, ours),
-        "The sign is the other way round: above zero, ours is ahead.",
-        "section 6.7",
-    ),
+    mistakes=[
+        Mistake(
+            unpaired,
+            ADDED,
+            "EleutherAI/lm-evaluation-harness#3831",
+        ),
+        Mistake(
+            partial(unpaired, correction=0),
+            ADDED,
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(interval, unit=1),
+            "Right as shares of 1. The answer is to be in points, up to 100.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(interval, z=1),
+            "That is one standard error on either side. How many make 95 %?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(interval, root=False),
+            "So much do single messages scatter. The mean of n of them scatters less.",
+            "section 6.7",
+        ),
+        Mistake(
+            partial(interval, deviation=statistics.pstdev),
+            "Nearly. The deviation of a sample is divided by n − 1, since the mean was "
+            "taken from the same sample.",
+            "section 6.7",
+        ),
+        Mistake(
+            lambda ours, theirs: interval(theirs, ours),
+            "The sign is the other way round: above zero, ours is ahead.",
+            "section 6.7",
+        ),
+    ],
 )
 
 # --- 6.8 mend the order --------------------------------------------------------------
@@ -460,18 +532,24 @@ ORDER = Exercise(
     },
     notice="With sorted rows all was well. A test with rows that happen to be sorted "
     "would never have found it.",
-    mistakes=known(
-        partial(states_by_length, back="twice"),
-        "Nearly. You have the list that says which row came first; you need the "
-        "opposite, where row 0 has gone. With two rows it is the same.",
-        "mead-ml/mead-baseline#677",
-        partial(states_by_length, cut=False),
-        PADDED,
-        "section 6.5",
-        lambda rows, f: list(f(pad_sequence(rows, True))),
-        PADDED,
-        "section 6.5",
-    ),
+    mistakes=[
+        Mistake(
+            partial(states_by_length, back="twice"),
+            "Nearly. You have the list that says which row came first; you need the "
+            "opposite, where row 0 has gone. With two rows it is the same.",
+            "mead-ml/mead-baseline#677",
+        ),
+        Mistake(
+            partial(states_by_length, cut=False),
+            PADDED,
+            "section 6.5",
+        ),
+        Mistake(
+            lambda rows, f: list(f(pad_sequence(rows, True))),
+            PADDED,
+            "section 6.5",
+        ),
+    ],
 )
 
 # --- 6.9 what an adapter holds -------------------------------------------------------
@@ -486,27 +564,39 @@ SIZES = Exercise(
     "what an adapter holds",
     adapter(),
     notice="Less than a megabyte as floats, for a model of half a gigabyte.",
-    mistakes=known(
-        adapter(a=(576, 4), b=(4, 192)),
-        "The count is right. A and B lie the other way: they multiply a column x "
-        "from the left, B (A x), as `nn.Linear` keeps its matrix.",
-        "section 6.12",
-        adapter(a=(4, 192), b=(576, 4)),
-        "Which of the two meets x first, and how long is x?",
-        "section 6.12",
-        adapter(n=30 * 4 * 4 * 576),
-        "The values have 192 rows only: three groups share them.",
-        "section 6.12",
-        adapter(n=30 * 4 * (576 + 192)),
-        "The adapters of `W_value` only. Which matrix has one, too?",
-        "a first attempt of ours",
-        adapter(n=4 * (2 * 576 + 576 + 192)),
-        "That is one block.",
-        "section 6.12",
-        adapter(n=30 * (576 * 576 + 576 * 192)),
-        "So many numbers have the two matrices themselves. And their adapters?",
-        "section 6.12",
-    ),
+    mistakes=[
+        Mistake(
+            adapter(a=(576, 4), b=(4, 192)),
+            "A and B lie the other way: they multiply a column x from the left, B (A "
+            "x), as `nn.Linear` keeps its matrix.",
+            "section 6.12",
+        ),
+        Mistake(
+            adapter(a=(4, 192), b=(576, 4)),
+            "A and B: which of the two meets x first, and how long is x?",
+            "section 6.12",
+        ),
+        Mistake(
+            adapter(n=30 * 4 * 4 * 576),
+            "`numbers`: the values have 192 rows only, since three groups share them.",
+            "section 6.12",
+        ),
+        Mistake(
+            adapter(n=30 * 4 * (576 + 192)),
+            "`numbers`: those are in `W_value` only. Which other matrix has one?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            adapter(n=4 * (2 * 576 + 576 + 192)),
+            "`numbers`: that is one block.",
+            "section 6.12",
+        ),
+        Mistake(
+            adapter(n=30 * (576 * 576 + 576 * 192)),
+            "`numbers`: that is how many the two matrices have. And their adapters?",
+            "section 6.12",
+        ),
+    ],
 )
 
 # --- 6.10 a project: LoRA from nothing -----------------------------------------------
@@ -561,35 +651,51 @@ LORA = Exercise(
     },
     notice="At first it does what the plain layer does, to the last bit, and still it "
     "can begin to learn: B has a slope.",
-    mistakes=known(
-        partial(Adapted, b=True),
-        "A fresh adapter must change nothing. Which of the two starts at zero?",
-        "hao-ai-lab/FastVideo#781",
-        partial(Adapted, a=False),
-        "Both start at zero. Then which of the two has a gradient?",
-        "Guitaricet/relora#18",
-        partial(Adapted, a=False, b=True),
-        "It would learn, too. But here, as in the chapter, B is the one that "
-        "starts at zero.",
-        "microsoft/LoRA#98",
-        partial(Adapted, scale=lambda alpha, rank: 1),
-        "The adapter works, but not at its strength. What stands before B A x?",
-        "hao-ai-lab/FastVideo#870",
-        partial(Adapted, scale=lambda alpha, rank: alpha),
-        "Too strong: by what is α divided?",
-        "a first attempt of ours",
-        lambda old, *to: Adapted(old.register_parameter("bias", None) or old, *to),
-        "The bias of the old layer is lost. Who could take care of weight and bias "
-        "together?",
-        "a first attempt of ours",
-        lambda *arguments: Adapted(*arguments).requires_grad_(False),
-        "An optimizer finds nothing to train. Is each of A and B a parameter of "
-        "the module, and did you freeze before they were there, or after?",
-        "a first attempt of ours",
-        partial(Adapted, frozen=False),
-        "The layer itself would be trained as well: then nothing is saved.",
-        "section 6.12",
-    ),
+    mistakes=[
+        Mistake(
+            partial(Adapted, b=True),
+            "A fresh adapter must change nothing. Which of the two starts at zero?",
+            "hao-ai-lab/FastVideo#781",
+        ),
+        Mistake(
+            partial(Adapted, a=False),
+            "Both start at zero. Then which of the two has a gradient?",
+            "Guitaricet/relora#18",
+        ),
+        Mistake(
+            partial(Adapted, a=False, b=True),
+            "It would learn, too. But here, as in the chapter, B is the one that "
+            "starts at zero.",
+            "microsoft/LoRA#98",
+        ),
+        Mistake(
+            partial(Adapted, scale=lambda alpha, rank: 1),
+            "The adapter works, but not at its strength. What stands before B A x?",
+            "hao-ai-lab/FastVideo#870",
+        ),
+        Mistake(
+            partial(Adapted, scale=lambda alpha, rank: alpha),
+            "Too strong: by what is α divided?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda old, *to: Adapted(old.register_parameter("bias", None) or old, *to),
+            "The bias of the old layer is lost. Who could take care of weight and bias "
+            "together?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda *arguments: Adapted(*arguments).requires_grad_(False),
+            "An optimizer finds nothing to train. Is each of A and B a parameter of "
+            "the module, and did you freeze before they were there, or after?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(Adapted, frozen=False),
+            "The layer itself would be trained as well: then nothing is saved.",
+            "section 6.12",
+        ),
+    ],
 )
 
 
@@ -611,20 +717,28 @@ MERGE = Exercise(
         "five out, three in, rank 2": (*matrices(5, 3, 2), 6.0),
     },
     notice="One matrix again. Whoever gets it cannot tell that there was an adapter.",
-    mistakes=known(
-        partial(merge, scale=lambda alpha, A: 1),
-        "The factor is missing: the adapter was stronger, or weaker, than that.",
-        "cloneofsimo/lora#187",
-        partial(merge, scale=lambda alpha, A: alpha),
-        "With rank 1 this is right. With rank 2 the adapter is twice as strong.",
-        "a first attempt of ours",
-        partial(merge, scale=lambda alpha, A: alpha / A.shape[1]),
-        "α is divided by a size, but not by the rank. Which side of A is the rank?",
-        "section 6.12",
-        partial(merge, turned=True),
-        "What you add lies on its side: rows and columns are exchanged.",
-        "section 6.12",
-    ),
+    mistakes=[
+        Mistake(
+            partial(merge, scale=lambda alpha, A: 1),
+            "The factor is missing: the adapter was stronger, or weaker, than that.",
+            "cloneofsimo/lora#187",
+        ),
+        Mistake(
+            partial(merge, scale=lambda alpha, A: alpha),
+            "With rank 1 this is right. With rank 2 the adapter is twice as strong.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(merge, scale=lambda alpha, A: alpha / A.shape[1]),
+            "α is divided by a size, but not by the rank. Which side of A is the rank?",
+            "section 6.12",
+        ),
+        Mistake(
+            partial(merge, turned=True),
+            "What you add lies on its side: rows and columns are exchanged.",
+            "section 6.12",
+        ),
+    ],
 )
 
 
@@ -657,30 +771,44 @@ BEST = Exercise(
     },
     notice="No training can come nearer with this rank. Programs that make an adapter "
     "out of two finished models do just this.",
-    mistakes=known(
-        partial(best_adapter, which=torch.tensor([-1, -2, -3])),
-        "You keep the weakest directions. How does `svd` sort?",
-        "section 6.13",
-        lambda change, rank: (change[:rank], torch.eye(len(change))[:, :rank]),
-        "You keep the first rows of the change. What is left is often much more.",
-        "section 6.13",
-        partial(best_adapter, power=0),
-        "The directions are right, their strengths are lost. Where is S?",
-        "a first attempt of ours",
-        partial(best_adapter, power=2),
-        "The strengths count twice: once in A, and once in B?",
-        "a first attempt of ours",
-        lambda change, rank: best_adapter(change, len(change)),
-        "All directions are kept. How many rows may A have?",
-        "a first attempt of ours",
-        lambda change, rank: best_adapter(change, rank)[::-1],
-        "A and B have changed places. Which of the two meets x first?",
-        "a first attempt of ours",
-        columns_of_vh,
-        "The third part of `svd` is ready for the product (its usual name is Vh). "
-        "Do its directions lie in rows or in columns?",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            partial(best_adapter, which=torch.tensor([-1, -2, -3])),
+            "You keep the weakest directions. How does `svd` sort?",
+            "section 6.13",
+        ),
+        Mistake(
+            lambda change, rank: (change[:rank], torch.eye(len(change))[:, :rank]),
+            "You keep the first rows of the change. What is left is often much more.",
+            "section 6.13",
+        ),
+        Mistake(
+            partial(best_adapter, power=0),
+            "The directions are right, their strengths are lost. Where is S?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(best_adapter, power=2),
+            "The strengths count twice: once in A, and once in B?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda change, rank: best_adapter(change, len(change)),
+            "All directions are kept. How many rows may A have?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda change, rank: best_adapter(change, rank)[::-1],
+            "A and B have changed places. Which of the two meets x first?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            columns_of_vh,
+            "The third part of `svd` is ready for the product (its usual name is Vh). "
+            "Do its directions lie in rows or in columns?",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 check = Checks(

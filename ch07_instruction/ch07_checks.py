@@ -14,24 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from shared.support.exercises import Checks, Exercise, Mistake, refuses
+from shared.support.exercises import Checks, Exercise, Mistake, bits, numbers, refuses
 
 IGNORE = -100
-
-
-def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
-    """Return random numbers, always the same."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def bits(text: str) -> torch.Tensor:
-    """Return a table of truth values, a row for each word of zeros and ones."""
-    return torch.tensor([[bit == "1" for bit in row] for row in text.split()])
-
-
-def known(*parts) -> list[Mistake]:
-    """Return mistakes: each is a code, its hint, and where it was seen."""
-    return [Mistake(*parts[n : n + 3]) for n in range(0, len(parts), 3)]
 
 
 # --- 7.1 which targets count ---------------------------------------------------------
@@ -41,25 +26,35 @@ COUNT = Exercise(
     "which targets count",
     [-100, 7, 9, -100, 8, 6, 9],
     notice="Five of seven. The user's 4 is read, and never guessed.",
-    mistakes=known(
-        [-100, -100, 7, 9, -100, 8, 6],
-        "Those are the inputs that the model has written. A target is the token "
-        "that comes one later.",
-        "section 7.3",
-        [-100, -100, 9, -100, -100, 6, 9],
-        "The first word of each answer is missing. At which position has it to be "
-        "guessed?",
-        "verl-project/verl#3287",
-        [-100, 7, -100, -100, 8, 6, -100],
-        "And the ends? What would a model do that was never taught to end?",
-        "huggingface/trl#976",
-        [5, 7, 9, 4, 8, 6, 9],
-        "Shifted rightly. But here the model learns to speak for the user, too.",
-        "huggingface/open-r1#517",
-        [-100, -100, -100, -100, 8, 6, 9],
-        "Only the last answer counts. The model wrote another one before.",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            [-100, -100, 7, 9, -100, 8, 6],
+            "Those are the inputs that the model has written. A target is the token "
+            "that comes one later.",
+            "section 7.3",
+        ),
+        Mistake(
+            [-100, -100, 9, -100, -100, 6, 9],
+            "The first word of each answer is missing. At which position has it to be "
+            "guessed?",
+            "verl-project/verl#3287",
+        ),
+        Mistake(
+            [-100, 7, -100, -100, 8, 6, -100],
+            "And the ends? What would a model do that was never taught to end?",
+            "huggingface/trl#976",
+        ),
+        Mistake(
+            [5, 7, 9, 4, 8, 6, 9],
+            "Shifted rightly. But here the model learns to speak for the user, too.",
+            "huggingface/open-r1#517",
+        ),
+        Mistake(
+            [-100, -100, -100, -100, 8, 6, 9],
+            "Only the last answer counts. The model wrote another one before.",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 # --- 7.2 mask the prompt -------------------------------------------------------------
@@ -80,8 +75,8 @@ def not_shifted(rows, n_prompt, n_tokens):
 
 
 IN_PLACE = (
-    "A slice is a window on the same numbers: what you mask in the targets is "
-    "masked in the inputs, too."
+    "A slice is a window on the same numbers: what you mask in the targets is masked "
+    "in the inputs, too."
 )
 PROMPT = Exercise(
     "7.2",
@@ -95,39 +90,57 @@ PROMPT = Exercise(
         ),
     },
     notice="The last token of the prompt is where the answer begins to be guessed.",
-    mistakes=known(
-        partial(answer_targets, first=0),
-        "The first word of each answer is lost. Targets have moved by one; has the "
-        "mask moved with them?",
-        "pytorch/torchtitan#2755",
-        partial(answer_targets, prompt=False),
-        "The model is taught to write the prompt as well.",
-        "huggingface/open-r1#517",
-        partial(answer_targets, end=-9),
-        "A short row goes on teaching that padding follows the end.",
-        "section 7.3",
-        not_shifted,
-        "The right tokens count, but each stands at its own place: the model would "
-        "learn to repeat what it has just read.",
-        "OpenRLHF/OpenRLHF#362",
-        partial(answer_targets, first=0, end=0),
-        "The first word of each answer is lost, and a padding token counts. Targets "
-        "have moved by one; has the mask moved with them?",
-        "a first attempt of ours",
-        partial(answer_targets, copy=False),
-        IN_PLACE,
-        "a first attempt of ours",
-        partial(answer_targets, first=0, end=0, copy=False),
-        IN_PLACE,
-        "a first attempt of ours",
-        partial(answer_targets, end=0),
-        "One padding token behind each end still counts. Which number has the "
-        "target that is the end?",
-        "a first attempt of ours",
-        partial(answer_targets, end=2),
-        "The end is masked as well. Who would teach the model to stop?",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            partial(answer_targets, first=0),
+            "The first word of each answer is lost. Targets have moved by one; has the "
+            "mask moved with them?",
+            "pytorch/torchtitan#2755",
+        ),
+        Mistake(
+            partial(answer_targets, prompt=False),
+            "The model is taught to write the prompt as well.",
+            "huggingface/open-r1#517",
+        ),
+        Mistake(
+            partial(answer_targets, end=-9),
+            "A short row goes on teaching that padding follows the end.",
+            "section 7.3",
+        ),
+        Mistake(
+            not_shifted,
+            "The right tokens count, but each stands at its own place: the model would "
+            "learn to repeat what it has just read.",
+            "OpenRLHF/OpenRLHF#362",
+        ),
+        Mistake(
+            partial(answer_targets, first=0, end=0),
+            "The first word of each answer is lost, and a padding token counts. "
+            "Targets have moved by one; has the mask moved with them?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(answer_targets, copy=False),
+            IN_PLACE,
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(answer_targets, first=0, end=0, copy=False),
+            IN_PLACE,
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(answer_targets, end=0),
+            "One padding token behind each end still counts. Which number has the "
+            "target that is the end?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(answer_targets, end=2),
+            "The end is masked as well. Who would teach the model to stop?",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 # --- 7.3 mend the end ----------------------------------------------------------------
@@ -170,25 +183,35 @@ END = Exercise(
     },
     notice="Look at the targets before you train. This fault never shows in the loss: "
     "it falls as it should.",
-    mistakes=known(
-        partial(pad_and_mask, mask="none"),
-        "The ends count again. But so does every padding token after them.",
-        "section 7.3",
-        partial(pad_and_mask, mask="first end"),
-        "Right for one answer. In a talk, everything after its first end is lost.",
-        "huggingface/transformers#35352",
-        partial(pad_and_mask, pad=0, mask="zero"),
-        "Another token for the padding: now that one is lost where it is a word. "
-        "What tells padding from words for sure?",
-        "unslothai/unsloth#416",
-        partial(pad_and_mask, back=0),
-        "One padding token too many still counts. The targets have moved by one.",
-        "a first attempt of ours",
-        partial(pad_and_mask, pad=IGNORE, mask="none"),
-        "The targets are right. But −100 now stands in the inputs as well, and "
-        "there is no such token.",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            partial(pad_and_mask, mask="none"),
+            "The ends count again. But so does every padding token after them.",
+            "section 7.3",
+        ),
+        Mistake(
+            partial(pad_and_mask, mask="first end"),
+            "Right for one answer. In a talk, everything after its first end is lost.",
+            "huggingface/transformers#35352",
+        ),
+        Mistake(
+            partial(pad_and_mask, pad=0, mask="zero"),
+            "Another token for the padding: now that one is lost where it is a word. "
+            "What tells padding from words for sure?",
+            "unslothai/unsloth#416",
+        ),
+        Mistake(
+            partial(pad_and_mask, back=0),
+            "One padding token too many still counts. The targets have moved by one.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(pad_and_mask, pad=IGNORE, mask="none"),
+            "The targets are right. But −100 now stands in the inputs as well, and "
+            "there is no such token.",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 # --- 7.4 a template that nobody can break --------------------------------------------
@@ -257,38 +280,56 @@ CHAT = Exercise(
     },
     notice="There are two languages in a prompt: yours, which has special tokens, and "
     "the user's, which has none.",
-    mistakes=known(
-        partial(Chat, words=partial(tokenizer.encode, allowed_special="all")),
-        "What the sly user types becomes a real token: the turn is closed, and "
-        "somebody else seems to speak. Which parts of the prompt are yours?",
-        "huggingface/transformers#29279",
-        partial(Chat, frame=tokenizer.encode_ordinary),
-        "No user can break in, but your own frame is plain text now, too.",
-        "allenai/open-instruct#54",
-        partial(Chat, words=stripped),
-        "You take words out of the user's mouth. Somebody who asks what such a "
-        "token is for should be understood.",
-        "antirez/ds4#197",
-        partial(Chat, begin=0),
-        "The user's turn is closed. How does the model know that it is its turn?",
-        "instructlab/training#232",
-        partial(Chat, keep=0),
-        "The second question comes without the first. To what does it refer?",
-        "mkupermann/souprise#8",
-        partial(Chat, gap=""),
-        "Every turn ends in a line break, behind its end token.",
-        "verl-project/verl#6501",
-        partial(Chat, twice=1),
-        "The opening of the model's turn stands twice before its answer. Who wrote "
-        "it first, and was it to be kept?",
-        "a first attempt of ours",
-        partial(Chat, said=partial(tokenizer.encode, allowed_special="all")),
-        "You trust the model's words. It can be talked into writing anything.",
-        "a first attempt of ours",
-        partial(Chat, words=lambda text: tokenizer.encode_ordinary(text.strip())),
-        "Blanks at the edges of a text are lost. No text may be changed.",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            partial(Chat, words=partial(tokenizer.encode, allowed_special="all")),
+            "What the sly user types becomes a real token: the turn is closed, and "
+            "somebody else seems to speak. Which parts of the prompt are yours?",
+            "huggingface/transformers#29279",
+        ),
+        Mistake(
+            partial(Chat, frame=tokenizer.encode_ordinary),
+            "No user can break in, but your own frame is plain text now, too.",
+            "allenai/open-instruct#54",
+        ),
+        Mistake(
+            partial(Chat, words=stripped),
+            "You take words out of the user's mouth. Somebody who asks what such a "
+            "token is for should be understood.",
+            "antirez/ds4#197",
+        ),
+        Mistake(
+            partial(Chat, begin=0),
+            "The user's turn is closed. How does the model know that it is its turn?",
+            "instructlab/training#232",
+        ),
+        Mistake(
+            partial(Chat, keep=0),
+            "The second question comes without the first. To what does it refer?",
+            "mkupermann/souprise#8",
+        ),
+        Mistake(
+            partial(Chat, gap=""),
+            "Every turn ends in a line break, behind its end token.",
+            "verl-project/verl#6501",
+        ),
+        Mistake(
+            partial(Chat, twice=1),
+            "The opening of the model's turn stands twice before its answer. Who wrote "
+            "it first, and was it to be kept?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(Chat, said=partial(tokenizer.encode, allowed_special="all")),
+            "You trust the model's words. It can be talked into writing anything.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(Chat, words=lambda text: tokenizer.encode_ordinary(text.strip())),
+            "Blanks at the edges of a text are lost. No text may be changed.",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 # --- 7.5 a test for batches ----------------------------------------------------------
@@ -349,25 +390,35 @@ BATCHES = Exercise(
     },
     notice="Six broken ones refused, two good ones accepted. A loss near zero after "
     "ten steps is what the last of them looks like in training.",
-    mistakes=known(
-        partial(refuse_wrong_batches, look="long row"),
-        "Nobody looks at what the short row teaches behind its end. What should its "
-        "targets be there?",
-        "a first attempt of ours",
-        partial(refuse_wrong_batches, look="nothing"),
-        "The inputs are looked at, or nothing is. What of the targets?",
-        "section 7.3",
-        partial(refuse_wrong_batches, look="all inputs"),
-        "You refuse a good one. Does it matter with which token one pads?",
-        "section 7.3",
-        partial(refuse_wrong_batches, look="targets"),
-        "You look at the targets only. What does the model see while it guesses?",
-        "a first attempt of ours",
-        partial(refuse_wrong_batches, look="never content"),
-        "You refuse every batch, good ones too. Write down the inputs and targets "
-        "of the short row once more. (Its end is one of the inputs.)",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            partial(refuse_wrong_batches, look="long row"),
+            "Nobody looks at what the short row teaches behind its end. What should "
+            "its targets be there?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(refuse_wrong_batches, look="nothing"),
+            "The inputs are looked at, or nothing is. What of the targets?",
+            "section 7.3",
+        ),
+        Mistake(
+            partial(refuse_wrong_batches, look="all inputs"),
+            "You refuse a good one. Does it matter with which token one pads?",
+            "section 7.3",
+        ),
+        Mistake(
+            partial(refuse_wrong_batches, look="targets"),
+            "You look at the targets only. What does the model see while it guesses?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(refuse_wrong_batches, look="never content"),
+            "You refuse every batch, good ones too. Write down the inputs and targets "
+            "of the short row once more. (Its end is one of the inputs.)",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 # --- 7.6 what the judge says ---------------------------------------------------------
@@ -401,46 +452,70 @@ JUDGE = Exercise(
         "out of range at last": ("Score: 6? Better:\nScore: 60",),
     },
     notice="`None` is an answer, too: better no points than points that nobody gave.",
-    mistakes=known(
-        partial(read_score, form=r"\d+", which=0, most=math.inf),
-        "You take the first number in the text. A judge may count other things "
-        "before it comes to the points.",
-        "OpenAgentHQ/openagent-eval#74",
-        partial(read_score, form=r"\d+", most=math.inf),
-        LAST,
-        "truera/trulens#954",
-        partial(read_score, form=r"\d+"),
-        LAST,
-        "truera/trulens#954",
-        partial(read_score, form=r"Score: (\d+)", which=0, most=math.inf),
-        FIRST,
-        "a first attempt of ours",
-        partial(read_score, form=r"(?i)score:\s*(\d)"),
-        "One digit. How many has the best score of all?",
-        "a first attempt of ours",
-        partial(read_score, form=r"Score:\s*(\d+)"),
-        SMALL,
-        "a first attempt of ours",
-        partial(read_score, form=r"Score:\s*(\d+)", most=math.inf),
-        SMALL,
-        "a first attempt of ours",
-        partial(read_score, form=r"Score:\s*(\d)"),
-        SMALL,
-        "a first attempt of ours",
-        lambda text: read_score(text, r"(?i)score:\s*(10|\d)(?!\d)"),
-        "A line with impossible points counts, too: it is the last one, so there "
-        "are no points.",
-        "a first attempt of ours",
-        partial(read_score, which=0, most=math.inf),
-        FIRST,
-        "sbintuitions/flexeval#237",
-        partial(read_score, which=0),
-        "A judge that thinks aloud has two scores. The last one counts.",
-        "sbintuitions/flexeval#237",
-        partial(read_score, most=math.inf),
-        "85 of 10 points? Whoever says so has not read the question.",
-        "IBM/unitxt#1960",
-    ),
+    mistakes=[
+        Mistake(
+            partial(read_score, form=r"\d+", which=0, most=math.inf),
+            "You take the first number in the text. A judge may count other things "
+            "before it comes to the points.",
+            "OpenAgentHQ/openagent-eval#74",
+        ),
+        Mistake(
+            partial(read_score, form=r"\d+", most=math.inf),
+            LAST,
+            "truera/trulens#954",
+        ),
+        Mistake(
+            partial(read_score, form=r"\d+"),
+            LAST,
+            "truera/trulens#954",
+        ),
+        Mistake(
+            partial(read_score, form=r"Score: (\d+)", which=0, most=math.inf),
+            FIRST,
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(read_score, form=r"(?i)score:\s*(\d)"),
+            "One digit. How many has the best score of all?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(read_score, form=r"Score:\s*(\d+)"),
+            SMALL,
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(read_score, form=r"Score:\s*(\d+)", most=math.inf),
+            SMALL,
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(read_score, form=r"Score:\s*(\d)"),
+            SMALL,
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda text: read_score(text, r"(?i)score:\s*(10|\d)(?!\d)"),
+            "A line with impossible points counts, too: it is the last one, so there "
+            "are no points.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(read_score, which=0, most=math.inf),
+            FIRST,
+            "sbintuitions/flexeval#237",
+        ),
+        Mistake(
+            partial(read_score, which=0),
+            "A judge that thinks aloud has two scores. The last one counts.",
+            "sbintuitions/flexeval#237",
+        ),
+        Mistake(
+            partial(read_score, most=math.inf),
+            "85 of 10 points? Whoever says so has not read the question.",
+            "IBM/unitxt#1960",
+        ),
+    ],
 )
 
 # --- 7.7 DPO's loss ------------------------------------------------------------------
@@ -484,32 +559,46 @@ DPO = Exercise(
     },
     differentiable=True,
     notice="No word of it is about text: two models, two answers, four numbers.",
-    mistakes=known(
-        partial(dpo, held=0),
-        "The reference does not count. Then the shorter answer wins, whichever it "
-        "is. Which change do you want to reward?",
-        "locuslab/open-unlearning#30",
-        partial(dpo, turn=-1),
-        "The margin has the wrong sign: the rejected answer would be trained up.",
-        "section 7.14",
-        partial(dpo, inside=False),
-        "β stands outside: there it only makes the steps smaller. Where must it be "
-        "to hold the model?",
-        "section 7.14",
-        log_of_sigmoid,
-        "Right for small margins. For large ones σ is 0 as a float, and its "
-        "logarithm infinite. PyTorch has both in one function.",
-        "section 7.14",
-        partial(dpo, reduce=torch.sum),
-        "That is the sum over the pairs. Their mean is wanted.",
-        "section 7.14",
-        lambda policy, reference, beta: dpo(policy, reference, 1),
-        "β is missing. Every reward is to be multiplied by it.",
-        "a first attempt of ours",
-        partial(dpo, reduce=lambda losses: -losses.mean()),
-        "A loss below zero: its sign is the wrong one. What is minimised?",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            partial(dpo, held=0),
+            "The reference does not count. Then the shorter answer wins, whichever it "
+            "is. Which change do you want to reward?",
+            "locuslab/open-unlearning#30",
+        ),
+        Mistake(
+            partial(dpo, turn=-1),
+            "The margin has the wrong sign: the rejected answer would be trained up.",
+            "section 7.14",
+        ),
+        Mistake(
+            partial(dpo, inside=False),
+            "β stands outside: there it only makes the steps smaller. Where must it be "
+            "to hold the model?",
+            "section 7.14",
+        ),
+        Mistake(
+            log_of_sigmoid,
+            "Right for small margins. For large ones σ is 0 as a float, and its "
+            "logarithm infinite. PyTorch has both in one function.",
+            "section 7.14",
+        ),
+        Mistake(
+            partial(dpo, reduce=torch.sum),
+            "That is the sum over the pairs. Their mean is wanted.",
+            "section 7.14",
+        ),
+        Mistake(
+            lambda policy, reference, beta: dpo(policy, reference, 1),
+            "β is missing. Every reward is to be multiplied by it.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(dpo, reduce=lambda losses: -losses.mean()),
+            "A loss below zero: its sign is the wrong one. What is minimised?",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 # --- 7.8 its gradient ----------------------------------------------------------------
@@ -519,22 +608,30 @@ SLOPE = Exercise(
     "the first gradient of DPO",
     -0.05,
     notice="Every pair pulls equally hard at first. Those that are clear let go.",
-    mistakes=known(
-        0.05,
-        "The size is right. Does the loss rise or fall if the chosen answer gets "
-        "likelier?",
-        "section 7.14",
-        -0.5,
-        "That is the slope with regard to the margin. What lies between the margin "
-        "and the log-probability?",
-        "section 7.14",
-        -0.1,
-        "β is there. And what is σ of a margin of zero?",
-        "section 7.14",
-        0.0,
-        "The margin is 0, but the loss is not at rest there: it is ln 2.",
-        "section 7.14",
-    ),
+    mistakes=[
+        Mistake(
+            0.05,
+            "The size is right. Does the loss rise or fall if the chosen answer gets "
+            "likelier?",
+            "section 7.14",
+        ),
+        Mistake(
+            -0.5,
+            "That is the slope with regard to the margin. What lies between the margin "
+            "and the log-probability?",
+            "section 7.14",
+        ),
+        Mistake(
+            -0.1,
+            "β is there. And what is σ of a margin of zero?",
+            "section 7.14",
+        ),
+        Mistake(
+            0.0,
+            "The margin is 0, but the loss is not at rest there: it is ln 2.",
+            "section 7.14",
+        ),
+    ],
 )
 
 # --- 7.9 a project: GRPO -------------------------------------------------------------
@@ -557,32 +654,46 @@ ADVANTAGES = Exercise(
         "rewards of all kinds": (torch.tensor([[0.5, 2.0, -1.0, 0.0, 0.25]]),),
     },
     notice="The oracle was PyTorch's layer norm: it is the same sum, over answers.",
-    mistakes=known(
-        partial(advantages, correction=1, least=0),
-        "0 by 0 is `nan`: what should a group learn in which all are alike? (And "
-        "is the group a sample, or is it all there is?)",
-        "Tencent-Hunyuan/UniRL#335",
-        partial(advantages, correction=1),
-        "Nearly. `std` divides by n − 1, as for a sample. Here all are there.",
-        "Tencent-Hunyuan/UniRL#335",
-        partial(advantages, scale=False),
-        "That is Dr. GRPO. Here, divide by how much the group scatters.",
-        "thinking-machines-lab/tinker-cookbook#579",
-        partial(advantages, dims=(0, 1)),
-        "Questions are mixed up: an easy one makes all answers to a hard one look "
-        "bad. With whom is an answer compared?",
-        "XU-YIJIE/grpo-flat#2",
-        partial(advantages, least=0),
-        "Right, but for the group in which all are alike: 0 by 0 is `nan`.",
-        "a first attempt of ours",
-        lambda r: (r - r.mean(dim=1)) / r.std(dim=1),
-        "One mean for each question: (G,). The rewards are (G, S). What keeps the "
-        "axis? (And is the group a sample, or is it all there is?)",
-        "a first attempt of ours",
-        partial(advantages, dims=(0,)),
-        "You compare answers to different questions. Which axis is a group?",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            partial(advantages, correction=1, least=0),
+            "0 by 0 is `nan`: what should a group learn in which all are alike? (And "
+            "is the group a sample, or is it all there is?)",
+            "Tencent-Hunyuan/UniRL#335",
+        ),
+        Mistake(
+            partial(advantages, correction=1),
+            "Nearly. `std` divides by n − 1, as for a sample. Here all are there.",
+            "Tencent-Hunyuan/UniRL#335",
+        ),
+        Mistake(
+            partial(advantages, scale=False),
+            "That is Dr. GRPO. Here, divide by how much the group scatters.",
+            "thinking-machines-lab/tinker-cookbook#579",
+        ),
+        Mistake(
+            partial(advantages, dims=(0, 1)),
+            "Questions are mixed up: an easy one makes all answers to a hard one look "
+            "bad. With whom is an answer compared?",
+            "XU-YIJIE/grpo-flat#2",
+        ),
+        Mistake(
+            partial(advantages, least=0),
+            "Right, but for the group in which all are alike: 0 by 0 is `nan`.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda r: (r - r.mean(dim=1)) / r.std(dim=1),
+            "One mean for each question: (G,). The rewards are (G, S). What keeps the "
+            "axis? (And is the group a sample, or is it all there is?)",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(advantages, dims=(0,)),
+            "You compare answers to different questions. Which axis is a group?",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 
@@ -615,36 +726,54 @@ CLIPPED = Exercise(
     },
     differentiable=True,
     notice="Where the gain is clipped there is no slope: that token has moved enough.",
-    mistakes=known(
-        partial(clipped, how=torch.maximum),
-        "You take the better of the two gains. Which one is the careful choice?",
-        "yandexdataschool/Practical_RL#248",
-        partial(clipped, how=lambda plain, bounded: bounded),
-        "Clipped, whatever happens. What of a token that has gone the wrong way, "
-        "and would like to come back?",
-        "tensorforce/tensorforce#106",
-        lambda new, old, a, eps: a[:, None] * (new - old).exp().clamp(max=1 + eps),
-        "You take the smaller of the ratios, and then multiply. With a negative "
-        "advantage, which of the two gains is the smaller one?",
-        "takuseno/ppo#3",
-        lambda new, old, a, eps: clipped(new.mT, old.mT, a, eps).mT,
-        "With three answers of three tokens, advantages meet tokens where they "
-        "should meet answers. Which axis do they lack?",
-        "section 7.20",
-        partial(clipped, of=lambda moved: moved),
-        "That is the logarithm of the ratio.",
-        "section 7.20",
-        lambda new, old, a, eps: clipped(old, new, a, eps),
-        "The ratio is upside down: for a likelier token it should be above 1.",
-        "a first attempt of ours",
-        partial(clipped, how=lambda plain, bounded: plain),
-        "Nothing is clipped. The smaller of which two gains is meant?",
-        "a first attempt of ours",
-        lambda new, old, a, eps: clipped(new / old, 0, a, eps, of=lambda ratio: ratio),
-        "These are logarithms. What does their quotient mean, and what their "
-        "difference?",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            partial(clipped, how=torch.maximum),
+            "You take the better of the two gains. Which one is the careful choice?",
+            "yandexdataschool/Practical_RL#248",
+        ),
+        Mistake(
+            partial(clipped, how=lambda plain, bounded: bounded),
+            "Clipped, whatever happens. What of a token that has gone the wrong way, "
+            "and would like to come back?",
+            "tensorforce/tensorforce#106",
+        ),
+        Mistake(
+            lambda new, old, a, eps: a[:, None] * (new - old).exp().clamp(max=1 + eps),
+            "You take the smaller of the ratios, and then multiply. With a negative "
+            "advantage, which of the two gains is the smaller one?",
+            "takuseno/ppo#3",
+        ),
+        Mistake(
+            lambda new, old, a, eps: clipped(new.mT, old.mT, a, eps).mT,
+            "With three answers of three tokens, advantages meet tokens where they "
+            "should meet answers. Which axis do they lack?",
+            "section 7.20",
+        ),
+        Mistake(
+            partial(clipped, of=lambda moved: moved),
+            "That is the logarithm of the ratio.",
+            "section 7.20",
+        ),
+        Mistake(
+            lambda new, old, a, eps: clipped(old, new, a, eps),
+            "The ratio is upside down: for a likelier token it should be above 1.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            partial(clipped, how=lambda plain, bounded: plain),
+            "Nothing is clipped. The smaller of which two gains is meant?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda new, old, a, eps: clipped(
+                new / old, 0, a, eps, of=lambda ratio: ratio
+            ),
+            "These are logarithms. What does their quotient mean, and what their "
+            "difference?",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 
@@ -664,28 +793,40 @@ LOSS = Exercise(
     differentiable=True,
     notice="Each answer has one vote, long or short. That is what DAPO and Dr. GRPO do "
     "not like about it.",
-    mistakes=known(
-        lambda gains, counts: -gains[counts].mean(),
-        "A mean over all tokens: there a long answer counts more (that is DAPO). "
-        "In GRPO each answer counts the same.",
-        "verl-project/verl#593",
-        lambda gains, counts: -(gains * counts).mean(),
-        "You divide by all places, padding and prompt as well.",
-        "NovaSky-AI/SkyRL#462",
-        lambda gains, counts: -answer_loss(gains, counts),
-        "The sign: a gain is to grow, a loss to fall.",
-        "openai/baselines#1156",
-        lambda gains, counts: len(gains) * answer_loss(gains, counts),
-        "That is the sum over the answers. A mean is wanted.",
-        "a first attempt of ours",
-        lambda gains, counts: -gains.mean(),
-        "Prompt and padding count, too. Which argument tells what belongs to an "
-        "answer?",
-        "a first attempt of ours",
-        lambda gains, counts: -(gains.sum(dim=1) / counts.sum(dim=1)).mean(),
-        "You divide by the right number. But which gains are in the sum?",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            lambda gains, counts: -gains[counts].mean(),
+            "A mean over all tokens: there a long answer counts more (that is DAPO). "
+            "In GRPO each answer counts the same.",
+            "verl-project/verl#593",
+        ),
+        Mistake(
+            lambda gains, counts: -(gains * counts).mean(),
+            "You divide by all places, padding and prompt as well.",
+            "NovaSky-AI/SkyRL#462",
+        ),
+        Mistake(
+            lambda gains, counts: -answer_loss(gains, counts),
+            "The sign: a gain is to grow, a loss to fall.",
+            "openai/baselines#1156",
+        ),
+        Mistake(
+            lambda gains, counts: len(gains) * answer_loss(gains, counts),
+            "That is the sum over the answers. A mean is wanted.",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda gains, counts: -gains.mean(),
+            "Prompt and padding count, too. Which argument tells what belongs to an "
+            "answer?",
+            "a first attempt of ours",
+        ),
+        Mistake(
+            lambda gains, counts: -(gains.sum(dim=1) / counts.sum(dim=1)).mean(),
+            "You divide by the right number. But which gains are in the sum?",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 
@@ -706,24 +847,34 @@ PASS = Exercise(
     },
     notice="With as many tries as answers, pass@k is 1 as soon as one is right. Never "
     "compare numbers with different k.",
-    mistakes=known(
-        lambda n, c, k: 1 - (1 - c / n) ** k,
-        "Nearly. That puts each answer back before the next draw. In how many ways "
-        "can one choose k different answers, all wrong?",
-        "verl-project/verl#7240",
-        lambda n, c, k: math.comb(c, k) / math.comb(n, k),
-        "That is the chance that all k are right. One is enough.",
-        "section 7.19",
-        lambda n, c, k: math.comb(n - c, k) / math.comb(n, k),
-        "That is how often all k miss.",
-        "section 7.19",
-        lambda n, c, k: float(c > 0),
-        "That is pass@n: as if you had taken all of them.",
-        "confident-ai/deepeval#2967",
-        lambda n, c, k: c * math.comb(n - c, max(k - 1, 0)) / math.comb(n, k),
-        "That is the chance of exactly one right answer. More than one will do.",
-        "a first attempt of ours",
-    ),
+    mistakes=[
+        Mistake(
+            lambda n, c, k: 1 - (1 - c / n) ** k,
+            "Nearly. That puts each answer back before the next draw. In how many ways "
+            "can one choose k different answers, all wrong?",
+            "verl-project/verl#7240",
+        ),
+        Mistake(
+            lambda n, c, k: math.comb(c, k) / math.comb(n, k),
+            "That is the chance that all k are right. One is enough.",
+            "section 7.19",
+        ),
+        Mistake(
+            lambda n, c, k: math.comb(n - c, k) / math.comb(n, k),
+            "That is how often all k miss.",
+            "section 7.19",
+        ),
+        Mistake(
+            lambda n, c, k: float(c > 0),
+            "That is pass@n: as if you had taken all of them.",
+            "confident-ai/deepeval#2967",
+        ),
+        Mistake(
+            lambda n, c, k: c * math.comb(n - c, max(k - 1, 0)) / math.comb(n, k),
+            "That is the chance of exactly one right answer. More than one will do.",
+            "a first attempt of ours",
+        ),
+    ],
 )
 
 check = Checks(

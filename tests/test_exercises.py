@@ -6,6 +6,7 @@ Answers in other words, right and wrong, stand in tests/fixtures/chNN_answers.tx
 import contextlib
 import csv
 import io
+import itertools
 import json
 import linecache
 import os
@@ -28,8 +29,8 @@ from teaching import CHECK, STUB
 
 NOTEBOOKS = teaching.exercise_notebooks()
 FEWEST = {1: 6}  # exercises of a chapter; nine elsewhere
-MOST_LINES = 30  # of checks, an exercise: no words, no closing brackets
-WORDS_OR_BRACKETS = re.compile(r"""\s*(f?"[^"]*",?|[\])}]+,?)""")
+MOST_LINES = 30  # of checks, an exercise: no words, no lines of brackets
+WORDS_OR_BRACKETS = re.compile(r"""\s*(f?"[^"]*",?|[\])}]+,?|Mistake\()""")
 ANSWER = re.compile(r"^# (\d+\.\d+[a-z]?) (right|wrong)(?:: (.*))?$", re.MULTILINE)
 
 
@@ -253,18 +254,26 @@ DOUBLE = Exercise(
     [
         (doubled, "right", "Even."),
         (lambda x: x * x, "wrong", "Twice, not squared."),
-        (lambda x: x + 1, "wrong", "3 of its 4 numbers differ."),
+        (lambda x: x + 1, "wrong", "Wrong numbers: 3 of 4."),
         (lambda x: x.mul_(2), "wrong", "changes its input. `x += 1`"),
         (lambda x: 2 * x.detach(), "wrong", "gradients"),
         (lambda x: torch.tensor(2 * x.numpy()), "wrong", "`.numpy()`"),
-        (lambda x: (2 * x).T[:1], "wrong", "shape is (1, 2), and (2, 2) is wanted"),
-        (lambda x: (2 * x).long(), "wrong", "dtype is torch.int64, and torch.float32"),
-        (lambda x: (2 * x).tolist(), "wrong", "of type list, and Tensor is wanted"),
-        (lambda x: None, "wrong", "is there a `return`?"),
+        (lambda x: (2 * x).T[:1], "wrong", "shape should be (2, 2); yours is (1, 2)."),
+        (
+            lambda x: (2 * x).long(),
+            "wrong",
+            "dtype should be torch.float32; yours is torch.int64.",
+        ),
+        (
+            lambda x: (2 * x).tolist(),
+            "wrong",
+            "It should be a tensor; yours is a list.",
+        ),
+        (lambda x: None, "wrong", "None comes back: is a `return` missing?"),
         (lambda x: x @ torch.ones(3), "error", "RuntimeError: size mismatch"),
         (lambda: 1, "error", "TypeError"),
-        (3, "wrong", "A function or class is wanted; this is of type int."),
-        (..., "open", ""),
+        (3, "wrong", "It should be a function or a class."),
+        (..., "open", "There is still a `...`, or a None, in it."),
     ],
 )
 def test_what_is_said(answer, state, part):
@@ -277,8 +286,8 @@ def test_text_and_page_say_the_same():
     verdict = DOUBLE.check(lambda x: x + torch.tensor([0.0, 1.0]))
     assert str(verdict).splitlines() == [
         "✗ Exercise 1.1, twice: not right yet",
-        "3 of its 4 numbers differ.",
-        "in the case: a table",
+        "Wrong numbers: 3 of 4.",
+        "In the case: a table",
         "expected:",
         "       0        4≠",
         "      2≠        6≠",
@@ -308,23 +317,29 @@ def test_the_first_difference_is_in_sight():
         (0.5, 0.4, "small"),
         (float("nan"), float("nan"), ""),
         ((2, 3), torch.Size([2, 3]), ""),
-        ((2, 3), [2, 4], "Entry `1`: It is too large."),
-        ((2, 3), (2, 3, 1), "Its length is 3, and 2 is wanted."),
-        ({"q": (1, [2])}, {"q": (1, [3])}, "Entry `'q', 1, 0`: It is too large."),
-        ({"q": 1}, {"k": 1}, "Its keys are ['k'], and ['q'] are wanted."),
-        ("mask", "softmax", "otherwise"),
-        ({1}, {2}, "otherwise"),
-        ("refused", "accepted", "Your test lets this one through."),
-        ("accepted", "refused", "Your test refuses a good one."),
+        ((2, 3), [2, 4], "Entry `[1]`: It is too large."),
+        ((2, 3), (2, 3, 1), "The length should be 2; yours is 3."),
+        ({"q": (1, [2])}, {"q": (1, [3])}, "Entry `['q'][1][0]`: It is too large."),
+        ({"q": 1}, {"k": 1}, "The keys should be ['q']; yours are ['k']."),
+        ("mask", "softmax", "Something else is wanted here."),
+        ({1}, {2}, "Something else"),
+        ("refused", "accepted", "It lets a bad one pass."),
+        ("accepted", "refused", "It refuses a good one."),
         (True, 1, ""),
+        ({"a": True}, {"a": False}, "Entry `['a']`: It should be True."),
+        (None, 8, "It should be None; yours is a number."),
+        ((2, 3), 2, "It should be a tuple such as (2, 3); yours is a number."),
+        ([2], "2", "It should be a list such as [2, 3]; yours is a str."),
+        (2, [2, 3], "It should be a number; yours is a list."),
+        (3.0, float("nan"), "It is nan."),
         (ValueError("a"), ValueError("b"), ""),
-        (ValueError("a"), 1, "ValueError should be raised"),
+        (ValueError("a"), 1, "A ValueError should be raised here."),
         (torch.tensor([float("nan")]), torch.tensor([float("nan")]), ""),
         (torch.ones(2), torch.ones(2, 1), "shape"),
-        (torch.ones(2), 1.0, "type float"),
-        (torch.tensor(1.0), torch.ones(1), "shape is (1,), and () is wanted"),
-        (torch.ones(1), torch.tensor(1.0), "shape is (), and (1,) is wanted"),
-        (1.0, torch.ones(1), "type Tensor, and float is wanted"),
+        (torch.ones(2), 1.0, "It should be a tensor; yours is a number."),
+        (torch.tensor(1.0), torch.ones(1), "shape should be (); yours is (1,)."),
+        (torch.ones(1), torch.tensor(1.0), "shape should be (1,); yours is ()."),
+        (1.0, torch.ones(1), "It should be a number; yours is a tensor."),
         (float("inf"), 3.0, "small"),
     ],
 )
@@ -337,9 +352,51 @@ def test_a_value_is_not_given_away():
     number = Exercise("1.2", "how many", 73, [Mistake(36, "Twice?", "here")], "Many.")
     assert "73" not in str(number.check(70)) + number.check(70)._repr_html_()
     assert number.check(36).hint == "Twice?" and number.check(73.0)
-    assert number.check(len).hint.startswith("A value is wanted")
+    assert number.check(len).hint == "It should not be a function or a class."
     pair = Exercise("1.3", "two", (1, 2), [], "")
     assert pair.check((1, ...)).state == "open" and pair.check([1, 2])
+
+
+def slips(mistake: Mistake, exercise: Exercise) -> dict:
+    right = exercise.answer
+    return {k: v for k, v in mistake.answer.items() if difference(right[k], v)}
+
+
+DICTS = [exercise for _, exercise in ALL if isinstance(exercise.answer, dict)]
+
+
+@pytest.mark.parametrize("exercise", DICTS, ids=lambda exercise: exercise.number)
+def test_each_entry_is_judged_by_itself(exercise):
+    """Whoever makes two mistakes is told of the one in the first wrong entry."""
+    for one, other in itertools.permutations(exercise.mistakes, 2):
+        if slips(one, exercise).keys() & slips(other, exercise).keys():
+            continue
+        made = slips(one, exercise) | slips(other, exercise)
+        verdict = exercise.check(exercise.answer | made)
+        first = next(name for name in exercise.answer if name in made)
+        (told, *_) = [m for m in exercise.mistakes if m.hint == verdict.hint]
+        assert first in slips(told, exercise), (made, verdict.hint)
+        assert not difference(made | slips(told, exercise), made)
+
+
+def test_two_slips_of_which_one_is_unknown():
+    right = {"q": (2, 3), "k": (3, 2)}
+    known = [Mistake(right | {"k": (2, 3)}, "Turned?", "here")]
+    pair = Exercise("1.4", "two shapes", right, known, "")
+    assert pair.check({"q": (1, 1), "k": [2, 3]}).hint == "Turned?"
+    assert "['q'][0]" in pair.check({"q": (1, 1), "k": (3, 2)}).hint
+    assert "['k'][1]" in pair.check({"q": (2, 3), "k": (3, 1)}).hint
+    assert pair.check({"q": (1, 1)}).hint.startswith("The keys should be")
+
+
+def test_what_was_mended_without_effect_is_still_open():
+    mend = Exercise(
+        "1.5", "mend it", doubled, [], "", DOUBLE.cases, faulty=lambda x: x + x + 1
+    )
+    verdict = mend.check(lambda x: 1 + 2 * x)
+    said = "In every case it still does what it did."
+    assert (verdict.state, verdict.hint) == ("open", said)
+    assert mend.check(lambda x: 3 * x).state == "wrong" and mend.check(doubled)
 
 
 def test_an_error_names_the_learners_line(tmp_path):
@@ -387,7 +444,16 @@ def test_an_endless_loop_ends(tmp_path, capsys, monkeypatch):
     mine = changed_copy(CHAPTER_3, tmp_path / "mine.ipynb", loop)
     monkeypatch.setattr(teaching, "SECONDS", 4)
     teaching.overview([mine])
-    assert "3 ✗ mine.ipynb could not be run: TimeoutExpired" in capsys.readouterr().out
+    said = "3 ✗ mine.ipynb was stopped after 4 seconds: does a loop never end?"
+    assert said in capsys.readouterr().out
+
+
+def test_a_process_that_dies_is_told(tmp_path, capsys):
+    dies = {"3.1": '# Exercise 3.1\nimport os\nprint("so long")\nos._exit(1)'}
+    mine = changed_copy(CHAPTER_3, tmp_path / "mine.ipynb", dies)
+    teaching.overview([mine])
+    said = "3 ✗ mine.ipynb could not be run: nothing was written"
+    assert said in capsys.readouterr().out
 
 
 def test_a_notebook_without_checks_is_named(tmp_path):

@@ -19,11 +19,10 @@ import html
 import re
 import runpy
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from traceback import extract_tb
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,19 +30,18 @@ from shared.support import COURSE
 
 STATES = {"right": "✓ #009E73 right", "open": "○ #777777 not solved yet"}
 WRONG = "✗ #D55E00 not right yet"
-OWN_FILE = re.compile(r"<(cell|ipython)|.*ipykernel")  # where a learner's code lies
-NUMBER, LIST = int | float, list | tuple
-KINDS = (torch.Tensor, dict, LIST, NUMBER)  # what is compared alike
+OWN = re.compile(r"<(cell|ipython)|.*ipykernel")  # where a learner's code lies
+KINDS = TENSOR, DICT, LIST, NUMBER = torch.Tensor, dict, list | tuple, int | float
 CHANGED = "The result is right, but your function changes its input. `x += 1`, "
 CHANGED += "`x[0] = 1` and `x.add_(1)` write into x; `x = x + 1` makes a new tensor."
-CUT = "The values are right, but the gradients that flow back through them are not. "
-CUT += "`.item()`, `.numpy()`, `.detach()`, `.data` and `torch.tensor` cut the record."
-TESTED = {"accepted": "Your test lets this one through."}
-TESTED["refused"] = "Your test refuses a good one."
+CUT = "The values are right, the gradients are not: autograd loses sight of a number "
+CUT += "at `.item()`, `.numpy()`, `.detach()`, `.data` and `torch.tensor`."
+TESTED = {"accepted": "It lets a bad one pass.", "refused": "It refuses a good one."}
+WORDS = {int: "a number", float: "a number", list: "a list such as [2, 3]"}
+WORDS |= {tuple: "a tuple such as (2, 3)", TENSOR: "a tensor", type(None): "None"}
 
 
-@dataclass(frozen=True)
-class Mistake:
+class Mistake(NamedTuple):
     """A usual wrong answer, as code or value; what to say; where it was seen."""
 
     answer: Any
@@ -51,17 +49,25 @@ class Mistake:
     seen: str
 
 
+def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Return random numbers for a case, always the same."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def bits(text: str) -> torch.Tensor:
+    """Return a table of truth values, a row for each word of zeros and ones."""
+    return torch.tensor([[bit == "1" for bit in row] for row in text.split()])
+
+
 def refuses(test: Callable, *arguments: Any) -> str:
     """Judge a test that the learner wrote: by whether an assert in it fails."""
-    try:
+    with suppress(AssertionError):
         test(*arguments)
-    except AssertionError:
-        return "refused"
-    return "accepted"
+        return "accepted"
+    return "refused"
 
 
-@dataclass(frozen=True)
-class Exercise:
+class Exercise(NamedTuple):
     """What an answer is compared with, in which cases, and which mistakes are known.
 
     `answer` is a right function, class or value. `cases` maps what a case is called to
@@ -74,7 +80,7 @@ class Exercise:
     answer: Any
     mistakes: Sequence[Mistake]
     notice: str
-    cases: dict[str, tuple] = field(default_factory=dict)
+    cases: dict[str, tuple] = {}
     judge: Callable = lambda answer, *arguments: answer(*arguments)
     differentiable: bool = False
     faulty: Any = None
@@ -83,18 +89,18 @@ class Exercise:
     def check(self, answer: Any) -> "Verdict":
         """Compare an answer with the right one, and find out what went wrong."""
         if is_open(answer):
-            return Verdict(self, "open")
+            return Verdict(self, "open", "There is still a `...`, or a None, in it.")
         if callable(answer) != callable(self.answer):
-            wanted = "function or class" if callable(self.answer) else "value"
-            hint = f"A {wanted} is wanted; this is of type {type(answer).__name__}."
+            hint = f"It should {'not ' * callable(answer)}be a function or a class."
             return Verdict(self, "wrong", hint)
         given, changed = self.outcomes(answer)
         expected, may_change = self.outcomes(self.answer)
-        untouched = self.faulty and self.alike(given, self.faulty)
-        if untouched or isinstance(given[0], NotImplementedError):
+        if isinstance(given[0], NotImplementedError):
             return Verdict(self, "open")
+        if self.faulty and self.alike(given, self.faulty):
+            return Verdict(self, "open", "In every case it still does what it did.")
         for case, wanted, got in zip(self.cases or [""], expected, given, strict=True):
-            if hint := difference(wanted, got, rtol=self.rtol):
+            if hint := difference(wanted, got, self.rtol):
                 known = [m.hint for m in self.mistakes if self.alike(given, m.answer)]
                 state = "error" if isinstance(got, Exception) and not known else "wrong"
                 return Verdict(self, state, [*known, hint][0], case, wanted, got)
@@ -122,14 +128,21 @@ class Exercise:
         return results, bool(changed)
 
     def alike(self, given: list, mistake: Any) -> bool:
-        """Tell whether outcomes are those of a known mistake, in every case."""
+        """Tell whether outcomes are those of a known mistake, in every case.
+
+        Of a dict only the entries count that the mistake gets wrong: others may be
+        wrong, too. So a mistake in several entries stands before one in some of these.
+        """
+        if isinstance(mistake, dict) and isinstance(given[0], dict):
+            slips = {k: v for k, v in mistake.items() if difference(self.answer[k], v)}
+            return not difference(given[0] | slips, given[0])
         known, _ = self.outcomes(mistake)
         if all(isinstance(outcome, Exception) for outcome in known):
             return list(map(str, given)) == list(map(str, known))
-        return not difference(known, given, rtol=self.rtol)
+        return not difference(known, given, self.rtol)
 
-    def slopes(self, answer: Callable) -> list:
-        """Return the gradients of the first case's inputs that flow back through it."""
+    def slopes(self, answer: Callable) -> Any:
+        """Return the list of gradients that flow back to the first case's inputs."""
         inputs = copy.deepcopy(next(iter(self.cases.values())))
         floats = [a for a in inputs if torch.is_tensor(a) and a.is_floating_point()]
         leaves = [a.requires_grad_() for a in floats]
@@ -142,13 +155,12 @@ class Exercise:
 
 def is_open(answer: Any) -> bool:
     """Tell whether dots, or None, still stand for an answer or a part of one."""
-    parts = [*answer.values()] if isinstance(answer, dict) else answer
-    if isinstance(parts, LIST):
-        return any(map(is_open, parts))
-    return answer is ... or answer is None
+    parts = answer.values() if isinstance(answer, DICT) else answer
+    within = isinstance(answer, DICT | LIST) and any(map(is_open, parts))
+    return within or answer is ... or answer is None
 
 
-def difference(expected: Any, given: Any, *, rtol: float = 1e-4) -> str:
+def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
     """Say in a sentence how two outcomes differ; "" if they do not.
 
     Numbers agree up to rounding if the expected one is not whole; a tensor of one
@@ -156,40 +168,41 @@ def difference(expected: Any, given: Any, *, rtol: float = 1e-4) -> str:
     """
     if isinstance(expected, Exception):
         right = isinstance(given, type(expected))
-        return "" if right else f"{type(expected).__name__} should be raised here."
+        return "" if right else f"A {type(expected).__name__} should be raised here."
     if isinstance(given, Exception):
         return raised(given)
     if given is None and expected is not None:
-        return "What comes back is None: is there a `return`?"
+        return "None comes back: is a `return` missing?"
     pair: list[Any] = [expected, given]
     ones = [v.item() if torch.is_tensor(v) and v.ndim == 0 else v for v in pair]
     pair = pair if any(map(torch.is_tensor, ones)) else ones
     kinds = [next((k for k in KINDS if isinstance(v, k)), type(v)) for v in pair]
     a, b = pair
     if kinds[0] != kinds[1]:
-        return f"It is of type {type(b).__name__}, and {type(a).__name__} is wanted."
-    if kinds[0] is torch.Tensor:
+        a, b = (WORDS.get(type(v), f"a {type(v).__name__}") for v in pair)
+        return f"It should be {a}; yours is {b.partition(' such')[0]}."
+    if kinds[0] is TENSOR:
         if a.shape != b.shape:
-            return f"Its shape is {tuple(b.shape)}, and {tuple(a.shape)} is wanted."
+            return f"The shape should be {tuple(a.shape)}; yours is {tuple(b.shape)}."
         if count := int(apart(a, b, rtol).sum()):
-            return f"{count} of its {a.numel()} numbers differ."
+            return f"Wrong numbers: {count} of {a.numel()}."
         same = [(t.is_floating_point(), t.dtype == torch.bool) for t in pair]
-        wrong = f"Its dtype is {b.dtype}, and {a.dtype} is wanted."
+        wrong = f"The dtype should be {a.dtype}; yours is {b.dtype}."
         return "" if same[0] == same[1] else wrong
     if kinds[0] == NUMBER:
         close = isinstance(a, float) and abs(a - b) < max(1e-6, rtol * abs(a))
-        size = "large" if b > a else "small"
-        return "" if a == b or close or str(a) == str(b) else f"It is too {size}."
-    if kinds[0] not in (dict, LIST):
-        return "" if a == b else TESTED.get(str(b), "It should read otherwise.")
+        size = "nan" if b != b else "too large" if b > a else "too small"
+        wrong = f"It should be {a}." if a is True or a is False else f"It is {size}."
+        return "" if a == b or close or str(a) == str(b) else wrong
+    if kinds[0] not in (DICT, LIST):
+        return "" if a == b else TESTED.get(str(b), "Something else is wanted here.")
     if kinds[0] == LIST and len(a) != len(b):
-        return f"Its length is {len(b)}, and {len(a)} is wanted."
+        return f"The length should be {len(a)}; yours is {len(b)}."
     a, b = (dict(enumerate(v)) if kinds[0] == LIST else v for v in pair)
     if a.keys() != b.keys():
-        return f"Its keys are {[*b]}, and {[*a]} are wanted."
-    unlike = {key: difference(a[key], b[key], rtol=rtol) for key in a}
-    found = next((f"Entry `{key!r}`: {u}" for key, u in unlike.items() if u), "")
-    return found.replace("`: Entry `", ", ")
+        return f"The keys should be {[*a]}; yours are {[*b]}."
+    found = [f"Entry `[{k!r}]`: {u}" for k in a if (u := difference(a[k], b[k], rtol))]
+    return [*found, ""][0].replace("`: Entry `", "")
 
 
 def apart(a: torch.Tensor, b: torch.Tensor, rtol: float) -> torch.Tensor:
@@ -200,14 +213,12 @@ def apart(a: torch.Tensor, b: torch.Tensor, rtol: float) -> torch.Tensor:
 
 def raised(error: Exception) -> str:
     """Say what was raised, and in which line of the learner's cell."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.line for f in frames if OWN_FILE.match(f.filename) and f.line]
-    place = f"\nin your line: `{lines[-1]}`" if lines else ""
-    return f"Your code raised {type(error).__name__}: {error}{place}"
+    lines = [f.line for f in extract_tb(error.__traceback__) if OWN.match(f.filename)]
+    place = f"\nin your line: `{lines[-1]}`" if ["", *lines][-1] else ""
+    return f"Your code raised {type(error).__name__}: {error}".rstrip(": ") + place
 
 
-@dataclass
-class Verdict:
+class Verdict(NamedTuple):
     """What a check has found: text and HTML that say the same; true if right."""
 
     exercise: Exercise
@@ -239,22 +250,21 @@ class Verdict:
         text = ""
         for name, values in zip(("expected", "yours"), pair, strict=True):
             text += f"{name}:\n"
-            numbers = values.detach().cpu().double().reshape(shape)[part]
-            for row in zip(numbers.tolist(), wrong[part].tolist(), strict=True):
+            table = values.detach().cpu().double().reshape(shape)[part]
+            for row in zip(table.tolist(), wrong[part].tolist(), strict=True):
                 cells = [f"{v:.4g}{'≠' * mark}" for v, mark in zip(*row, strict=True)]
                 text += "  ".join(f"{cell:>8}" for cell in cells) + "\n"
         return text.rstrip()
 
     def __repr__(self) -> str:
-        case = f"in the case: {self.case}\n{self.tables()}" if self.case else ""
+        case = f"In the case: {self.case}\n{self.tables()}" if self.case else ""
         return "\n".join(filter(None, [self.headline, self.hint, case]))
 
     def _repr_html_(self) -> str:
         head, *rest = html.escape(repr(self)).split("\n")
         text = re.sub(r"`([^`]*)`", r"<code>\1</code>", "\n".join(rest))
-        text, case, tables = text.partition("in the case: ")
-        mark = r'<span style="outline: 2px solid #D55E00">\g<0></span>'
-        tables = re.sub(r"\S+≠", mark, tables)
+        text, case, tables = text.partition("In the case: ")
+        tables = re.sub(r"\S+≠", r'<b style="outline: solid #D55E00">\g<0></b>', tables)
         body = f"<strong>{head}</strong><div>{text}</div>".replace("\n", "<br>")
         body += f'<pre style="font-family: monospace">{case}{tables}</pre>' * bool(case)
         edge = f"5px solid {STATES.get(self.state, WRONG)[2:9]}; padding: 0.3em 0.8em"
