@@ -178,16 +178,17 @@ def point(source: str) -> str:
 def outline(lines: list[str]) -> Iterator[str]:
     """Yield a function's or a class's signatures, and the lines that are new."""
     last, signature, described = "", "", False  # one that is going on; right after one
-    field = r"    \w+: " if any(map(IS_CLASS.match, lines)) else "$^"
+    member = r"    \w+: " if any(map(IS_CLASS.match, lines)) else "(?!)"
     for line in lines:
         if signature:  # over several lines: one
             signature += ("" if signature.endswith("(") else " ") + line.strip()
         elif re.match(r"\s*(class|def) ", line):
             signature = line
-        elif re.search(rf"^\s*@|# new$|^{field}", line) or (
+        elif re.search(rf"^\s*@|# new$|^{member}", line) or (
             described and '"""' in line
         ):
-            yield (last := line)
+            last = f'{line}"""' if line.count('"""') == 1 else line  # its first line
+            yield last
         elif line.strip() and last.strip() != "…":
             yield (last := " " * (len(line) - len(line.lstrip())) + "…")
         described = bool(signature) and line.endswith(":")
@@ -214,6 +215,8 @@ def short(source: str) -> str:
         first = [d.lineno for d in getattr(node, "decorator_list", [])] or [node.lineno]
         part = lines[first[0] - 1 : node.end_lineno]
         kept += outline(part) if defines else part
+    if len(kept) > MOST_CODE:  # then without what the functions say of themselves
+        kept = [line for line in kept if '"""' not in line]
     return "\n".join(kept if len(kept) <= MOST_CODE else [*kept[:14], "…"])
 
 

@@ -129,6 +129,14 @@ def is_done(corpus: Corpus, folder: Path) -> bool:
         return False
 
 
+def made_before(folder: Path) -> bool:
+    """Say whether another version of this program has made a folder's data."""
+    try:
+        return read_json(folder / "data.json")["source"]["format"] != FORMAT
+    except (ValueError, OSError, LookupError, TypeError):
+        return False
+
+
 def prepare_data(corpus: Corpus, folder: Path) -> None:
     """Tokenise a corpus into a folder, if that has not been done already.
 
@@ -137,6 +145,9 @@ def prepare_data(corpus: Corpus, folder: Path) -> None:
     known = zip(corpus.text or [TALES], corpus.sha256, strict=True)
     gone = [n for n, it in known if not Path(n).is_file() or sha256_of(n) != it]
     names, done = ", ".join(gone), is_done(corpus, folder)
+    if made_before(folder):
+        rule = "go on with that version, or begin another run"
+        raise ValueError(f"{folder} was made by another version of this: {rule}")
     if gone and not done:
         rule = "put it back as it was, or begin another run"
         raise ValueError(f"{names} changed since the run began: {rule}")

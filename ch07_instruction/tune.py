@@ -9,15 +9,16 @@ The first trains all weights of a GPT that pretrain.py has made, and writes a mo
 chat.py --model. The second trains adapters for SmolLM2, or for another Llama that
 --model names, with chapter 7's settings, and writes them for chat.py --adapter.
 
-FILE is JSON, a list of {"turns": [question, answer, ...]}, or of entries in Alpaca's
-format. Those with "split": "validation" are held out, or, if there are none, every
-tenth: the loss on them and two answers are shown before and after. What is wrong is
-named, and the exit status is then 1. Ctrl-C ends the program; nothing is written then.
+The file is JSON, a list of {"turns": [question, answer, ...]}, or of entries in
+Alpaca's format. Those with "split": "validation" are held out, or, if there are none,
+every tenth; those with "test" are left out. The loss on what is held out, and two
+answers, are shown before and after. What is wrong is named, and the exit status is then
+1. Ctrl-C ends the program; nothing is written then.
 """
 
 import argparse
+import math
 import sys
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from shared.pretrained_weights import Conversation, load_pretrained
 from shared.pretraining import evaluate, save_model
 from shared.support import require_whole
 from shared.support.course import get_device, set_seed
+from shared.text_data import END_OF_TEXT
 from shared.tokenizer import BPETokenizer
 
 RANK, BATCH = 16, 4  # as in chapter 7
@@ -48,8 +50,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--conversations", required=True, metavar="FILE", help="your questions, JSON")
     add("--out", required=True, type=Path, metavar="DIR", help="a new folder")
     add("--model", default="smollm2-135m", help="a name or a folder" + default)
-    steps = f"of {BATCH} conversations each"
-    add("--steps", type=int, default=100, metavar="N", help=steps + default)
+    steps = f"of {BATCH} conversations each (default: three rounds)"
+    add("--steps", type=int, metavar="N", help=steps)
     rate = "its highest value"
     add("--learning-rate", type=float, default=1e-3, metavar="X", help=rate + default)
     add("--seed", type=int, default=123, metavar="N", help="of all chance" + default)
@@ -60,10 +62,8 @@ def load(path: str) -> tuple[list[dict], list[dict]]:
     """Return entries to learn from, and those held out; ValueError for too few."""
     entries = [e for e in load_conversations(path) if e.get("split") != "test"]
     held_out = [e for e in entries if e.get("split") == "validation"]
-    if not held_out:
-        held_out = entries[9::10] or entries[-1:]
-    held = set(map(id, held_out))
-    learned = [e for e in entries if id(e) not in held]
+    held_out = held_out or entries[9::10] or entries[-1:]
+    learned = [e for e in entries if e not in held_out]  # nor a copy of one
     if not learned:
         raise ValueError(f"{path} has nothing to learn from: one more entry is needed")
     return learned, held_out
@@ -72,9 +72,10 @@ def load(path: str) -> tuple[list[dict], list[dict]]:
 def training_batches(examples: list, n_steps: int, seed: int) -> list[tuple]:
     """Return a batch for each step; all examples come before one comes again."""
     generator = torch.Generator().manual_seed(seed)
-    rounds = iter(lambda: length_batches(examples, BATCH, generator), None)
-    groups = (group for groups in rounds for group in groups)
-    return [collate(group) for group in islice(groups, n_steps)]
+    groups: list[list] = []
+    while len(groups) < n_steps:
+        groups += length_batches(examples, BATCH, generator)
+    return [collate(group) for group in groups[:n_steps]]
 
 
 def judged(
@@ -89,14 +90,16 @@ def judged(
 
 def run(settings: argparse.Namespace) -> None:
     """Load, tune, save, and show what has changed."""
-    require_whole(steps=settings.steps)
     if settings.out.exists():
         raise ValueError(f"{settings.out} exists already: choose another folder")
     learned, held_out = load(settings.conversations)
+    n_steps = 3 * math.ceil(len(learned) / BATCH)
+    n_steps = n_steps if settings.steps is None else settings.steps
+    require_whole(steps=n_steps)
     model, tokenizer = load_pretrained(settings.model)
     Conversation(model, tokenizer)  # refuses a tokenizer without the tokens of a chat
     examples = encode_entries(learned, tokenizer, model.config.context_length)
-    batches = training_batches(examples, settings.steps, settings.seed)
+    batches = training_batches(examples, n_steps, settings.seed)
     set_seed(settings.seed)
     model.to(get_device())
     own = isinstance(model, GPTModel)  # small enough to move every weight
@@ -111,12 +114,14 @@ def run(settings: argparse.Namespace) -> None:
         save_model(model, settings.out, tokenizer)
     else:
         save_adapter(model, settings.out)
-    print(f"loss on those held out: {loss:.2f} before, {new_loss:.2f} after")
+    print("loss on those held out, nats per token:", end=" ")
+    print(f"{loss:.2f} before, {new_loss:.2f} after")
     for entry, old, new in zip(held_out, before, after, strict=False):
         question, answer = entry["turns"][-2:]
+        old = old.removeprefix(END_OF_TEXT)  # by which it says that a text begins
         print(f"\nyou:    {question}\nbefore: {old}\nafter:  {new}\nyours:  {answer}")
-    option = "--model" if own else "--adapter"
-    print(f"\nto talk to it, give chat.py {option} {settings.out}")
+    chat = "--model" if own else f"--model {settings.model} --adapter"
+    print(f"\nto talk to it: python ch07_instruction/chat.py {chat} {settings.out}")
 
 
 def main(argv: list[str] | None = None) -> int:

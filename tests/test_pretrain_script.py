@@ -183,6 +183,16 @@ def test_data_are_kept_where_nothing_that_matters_differs(same, story, tmp_path)
     assert (tmp_path / "data").stat().st_ino == made
 
 
+def test_data_of_another_version_are_refused(story, tmp_path):
+    corpus.prepare_data(of_story(story), tmp_path / "data")
+    path = tmp_path / "data" / "data.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["source"]["format"] = corpus.FORMAT - 1
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(ValueError, match="made by another version"):
+        corpus.prepare_data(of_story(story), tmp_path / "data")
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "first ids", "last ids"])
 def test_killed_while_another_text_is_tokenised(part, story, tmp_path, monkeypatch):
     other = tmp_path / "other.txt"

@@ -192,9 +192,11 @@ def test_a_slide_shows_what_a_cell_is_about(monkeypatch):
     slides = importlib.import_module("slides")
     cell = "import torch\nx = f(2)\nassert x\nfor i in x:\n    plt.plot(i)\nplt.show()"
     assert slides.point(f"{cell}\nshow(x)  # fmt: skip") == "x = f(2)\nshow(x)"
-    body = ["    x = x + 1"] * 15 + ["    x = 2 * x  # new", "    return x"]
+    body = ['    """Say what', "    it does.", '    """', ""]
+    body += ["    x = x + 1"] * 15 + ["    x = 2 * x  # new", "    return x"]
     longer = ["def f(", "    x: int,", ") -> int:", *body, "print(f(1))"]
-    outlined = "def f(x: int) -> int:\n    …\n    x = 2 * x  # new\n    …\nprint(f(1))"
+    outlined = 'def f(x: int) -> int:\n    """Say what"""\n'
+    outlined += "    …\n    x = 2 * x  # new\n    …\nprint(f(1))"
     assert slides.short("\n".join(longer)) == outlined
 
 

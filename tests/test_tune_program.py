@@ -42,7 +42,7 @@ def given(tmp_path) -> list[str]:
 
 def losses(printed: str) -> list[float]:
     """Return the losses before and after that the program has printed."""
-    (line,) = re.findall(r"held out: (.*) before, (.*) after", printed)
+    (line,) = re.findall(r"per token: (.*) before, (.*) after", printed)
     return [float(number) for number in line]
 
 
@@ -61,7 +61,8 @@ def test_a_llama_gets_an_adapter(given, tmp_path, capsys):
     assert program.main([*given, "--model", llama]) == 0
     printed = capsys.readouterr().out
     before, after = losses(printed)
-    assert after < before and f"--adapter {tmp_path / 'out'}" in printed
+    assert after < before
+    assert f"chat.py --model {llama} --adapter {tmp_path / 'out'}" in printed
     plain, tuned = (chat.start(llama, a) for a in (None, str(tmp_path / "out")))
     prompt = torch.tensor([TOKENIZER.encode("is it")])
     assert not plain.model(prompt).equal(tuned.model(prompt))
@@ -87,10 +88,10 @@ def test_what_is_held_out(splits, learned, held_out, tmp_path):
 
 
 def test_every_example_comes_before_one_comes_again():
-    examples = [[[n], [n]] for n in range(8)]
-    batches = program.training_batches(examples, 4, seed=1)
-    seen = [sorted(n for b in batches[i : i + 2] for n in b[0][:, 0]) for i in (0, 2)]
-    assert seen == [list(range(8))] * 2
+    examples = [[[n], [n]] for n in range(10)]  # the last of three groups is short
+    batches = program.training_batches(examples, 6, seed=1)
+    seen = [sorted(n for b in batches[i : i + 3] for n in b[0][:, 0]) for i in (0, 3)]
+    assert seen == [list(range(10))] * 2
 
 
 LONG = [{"turns": ["Why? " * 100, "yes"]}]
@@ -101,6 +102,7 @@ LONG = [{"turns": ["Why? " * 100, "yes"]}]
     [
         ([], [], "questions.json holds no list of entries"),
         ([], ENTRIES[:1], "nothing to learn from"),
+        ([], 2 * ENTRIES[:1], "nothing to learn from"),  # held out, and no copy of it
         ([], ENTRIES[:2] + LONG, "more than the context of 400"),
         ([], LONG + ENTRIES[:2], "more than the context of 400"),
         ([], [{"question": "?"}], "entry 0 has no turns"),
@@ -163,11 +165,13 @@ def test_an_evening_from_files_to_a_chat(tmp_path, monkeypatch, capsys):
         (tmp_path / "my_texts" / f"{name}.txt").write_text(text, encoding="utf-8")
     shown = json.loads(readme_command("questions", PAGE))
     assert len(shown) == 3
-    Path("my_questions.json").write_text(json.dumps(3 * shown), encoding="utf-8")
+    others = [{"turns": [f"Where is kite {n}?", "In the tree."]} for n in range(9)]
+    Path("my_questions.json").write_text(json.dumps(shown + others), encoding="utf-8")
 
     assert run("train") == 0
-    found = re.findall(r"validation loss ([\d.]+)", capsys.readouterr().out)
-    first, _, last = map(float, found)
+    printed = capsys.readouterr().out
+    first, _, last = map(float, re.findall(r"validation loss ([\d.]+)", printed))
+    assert re.search(r"It writes:\n.*\w", printed)
     assert last < first < math.log(600)
 
     assert run("tune") == 0
