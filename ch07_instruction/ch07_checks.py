@@ -77,7 +77,8 @@ COUNT = Exercise(
         ),
         Mistake(
             [100, 7, 9, 100, 8, 6, 9],
-            "The right places. But 100 is a token like any other. Which sign is missing?",
+            "The right places. But 100 is a token like any other. Which "
+            "sign is missing?",
             "a learner's trial of ours",
         ),
     ],
@@ -241,7 +242,7 @@ class Chat:
     """A conversation, frame and words encoded apart; the flags say what goes wrong."""
 
     def __init__(self, coder, words=None, frame=None, said=None, **to):
-        self.to = {"keep": 1, "gap": "\n", "twice": 0, "begin": 1, "ids": []} | to
+        self.to: dict = {"keep": 1, "gap": "\n", "twice": 0, "begin": 1, "ids": []} | to
         self.words = words or coder.encode_ordinary
         self.said, self.ids = said or self.words, self.to["ids"]
         self.frame = frame or partial(coder.encode, allowed_special="all")
@@ -415,8 +416,8 @@ BATCHES = Exercise(
         ),
         Mistake(
             partial(looks, read=[], guessed=[]),
-            "Your test lets every batch pass. What of the inputs and of the targets must "
-            "be true, and where do you `assert` it?",
+            "Your test lets every batch pass. What of the inputs and of the targets "
+            "must be true, and where do you `assert` it?",
             "section 7.3",
         ),
         Mistake(
