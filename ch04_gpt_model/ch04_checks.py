@@ -785,7 +785,7 @@ EMBED = Exercise(
         ),
         Mistake(
             lambda w, ids: embedded(w | {PLACES: w[PLACES].roll(-1, 0)}, ids),
-            "Your first token stands at position 1. From which number do positions count?",
+            "You begin at position 1. From which number do positions count?",
             "a learner's trial of ours",
         ),
     ],
