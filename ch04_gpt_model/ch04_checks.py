@@ -719,14 +719,14 @@ def block_with(slip="", form="tanh"):
 
         B, T, D = x.shape
         n_heads = {"one head": 1, "K heads": D // n_heads}.get(slip, n_heads)
-        h, heads = norm("norm1", x), []
+        h, heads, causal = norm("norm1", x), [], slip != "no mask"
         for part in ("query", "key", "value"):
             all_of_it = F.linear(h, *both(f"attention.W_{part}"))
             cut = all_of_it.view(B, T, n_heads, -1).transpose(1, 2)
             heads.append(all_of_it.view(cut.shape) if "not split" in slip else cut)
         scale = {"no root": 1.0, "root of D": D**-0.5}.get(slip)
-        masked = slip != "no mask"
-        out = F.scaled_dot_product_attention(*heads, is_causal=masked, scale=scale)
+        q, k, v = heads
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
         out = (out if "not joined" in slip else out.transpose(1, 2)).reshape(B, T, D)
         if slip != "not projected":
             out = F.linear(out, *both("attention.out_proj"))

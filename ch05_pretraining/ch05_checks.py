@@ -366,7 +366,7 @@ ADAMW = Exercise(
         ),
         Mistake(
             partial(adamw_with, decay=0),
-            "The weights do not decay. Where there is no gradient, too, they should shrink.",
+            "The weights do not decay. They should shrink even without a gradient.",
             "a learner's trial of ours",
         ),
         Mistake(
