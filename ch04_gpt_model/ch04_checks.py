@@ -12,31 +12,35 @@ from shared.support.exercises import Checks, Exercise, Mistake, numbers, refuses
 # --- 4.1 -----------------------------------------------------------------------------
 
 
-def wrongly(dim=-1, less=0, power=0.5, eps=1e-5, raw=False):
+def wrongly(dim=-1, less=0, power=0.5, fixed=None, raw=False, outside=False):
     """Return layer normalisation with something changed."""
 
-    def layer_norm(x, weight, bias):
+    def layer_norm(x, weight, bias, eps=1e-5):
+        eps = eps if fixed is None else fixed
         centred = x - x.mean(dim, keepdim=True)
         total = (x if raw else centred).square().sum(dim, keepdim=True)
         variance = total / (x.numel() / total.numel() - less)
-        return centred / (variance + eps) ** power * weight + bias
+        size = variance**0.5 + eps if outside else (variance + eps) ** power
+        return centred / size * weight + bias
 
     return layer_norm
 
 
-PLAIN = torch.ones(4), torch.zeros(4)
+def layer_norm(x, weight, bias, eps=1e-5):
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+VECTOR, PLAIN = torch.tensor([1.0, 2, 3, 6]), (torch.ones(4), torch.zeros(4))
+SCALED = numbers(4, seed=1), numbers(4, seed=2)
 LAYER_NORM = Exercise(
     "4.1",
     "layer normalisation",
-    lambda x, weight, bias: F.layer_norm(x, weight.shape, weight, bias),
+    layer_norm,
     cases={
-        "the vector (1, 2, 3, 6)": (torch.tensor([1.0, 2, 3, 6]), *PLAIN),
-        "2 texts of 3 tokens": (
-            numbers(2, 3, 4, seed=0),
-            numbers(4, seed=1),
-            numbers(4, seed=2),
-        ),
+        "the vector (1, 2, 3, 6)": (VECTOR, *PLAIN),
+        "2 texts of 3 tokens": (numbers(2, 3, 4, seed=0), *SCALED),
         "all numbers alike": (torch.full((2, 4), 3.0), *PLAIN),
+        "the vector (1, 2, 3, 6), eps = 0.5": (VECTOR, *PLAIN, 0.5),
     },
     differentiable=True,
     notice="Each token is treated alone, so nothing can leak from a later one here.",
@@ -58,7 +62,7 @@ LAYER_NORM = Exercise(
             "EvoNorms-in-TensorFlow-2 issue 1: the wrong axis",
         ),
         Mistake(
-            lambda x, weight, bias: F.layer_norm(x, weight.shape),
+            lambda x, weight, bias, eps=1e-5: F.layer_norm(x, weight.shape, eps=eps),
             "The vectors are normalised. What are `weight` and `bias` for?",
             "our own trial",
         ),
@@ -74,9 +78,26 @@ LAYER_NORM = Exercise(
             "RMSNorm, section 4.9",
         ),
         Mistake(
-            wrongly(eps=0),
+            wrongly(fixed=0),
             "All numbers alike: the variance is 0 and you divide 0 by 0. Hence eps.",
             "TIM-VX pull request 589: nan for (2, 2, 2, 2, 2, 2)",
+        ),
+        Mistake(
+            wrongly(fixed=1e-5),
+            "Right with the usual eps. But `eps` is an argument: use the one that "
+            "comes in.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            wrongly(outside=True),
+            "You add eps to the root. It belongs to the variance, before the root is "
+            "taken.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda x, weight, bias, eps=1e-5: layer_norm(x, weight, 0 * bias, eps),
+            "Normalised and scaled, that is right. What is `bias` for?",
+            "a learner's trial of ours",
         ),
     ],
 )
@@ -118,6 +139,38 @@ COUNT = Exercise(
             "You counted attention once for every head. Heads share out the D columns "
             "of each matrix: more heads are not more parameters.",
             "our own trial",
+        ),
+        Mistake(
+            ALL - 3 * (D**2 + D),
+            "Attention has one more matrix, and its bias: what happens after the "
+            "heads?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            ALL - 3 * 2 * D,
+            "You count one norm for each block. How many branches has a block?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            ALL - 7 * D,
+            "A norm has two vectors: one multiplies, and the other?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            ALL - 3 * 3 * D,
+            "A bias is as long as what comes out of its layer. How many numbers come "
+            "out of the MLP's first one?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            ALL - 2 * (12 * D**2 + 13 * D),
+            "That is a model with one block. This one has 3 layers.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            ALL + V,
+            "You gave the head a bias. It has none.",
+            "a learner's trial of ours",
         ),
     ],
 )
@@ -168,6 +221,21 @@ ORDER = Exercise(
             "values of all 32 heads.",
             "our own trial",
         ),
+        *(
+            Mistake(
+                smallest_first(window=window),
+                "A window of 1,024 is an eighth of the text, and 32 heads are four "
+                "times 8. Which of the two counts more?",
+                "a learner's trial of ours",
+            )
+            for window in (4096, 9999)
+        ),
+        Mistake(
+            [name.lower() for name in smallest_first()],
+            "The order is right. Write the names as they stand in the list, with their "
+            "capitals.",
+            "a learner's trial of ours",
+        ),
     ],
 )
 
@@ -176,19 +244,14 @@ ORDER = Exercise(
 
 def slope_of(function):
     """Return the derivative of a function of single numbers, by autograd."""
-
-    def slope(x):
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(function(x).sum(), x)[0]
-
-    return slope
+    return torch.func.grad(lambda x: function(x).sum())
 
 
 below = torch.special.ndtr  # the probability of a normal number below x
 
 
-def bell(x):
-    return torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+def bell(x, power=-0.5, constant=(2 * math.pi) ** 0.5):
+    return torch.exp(power * x**2) / constant
 
 
 GELU = Exercise(
@@ -196,7 +259,7 @@ GELU = Exercise(
     "the slope of GELU",
     slope_of(F.gelu),
     cases={
-        "from −2 to 2": (torch.linspace(-2, 2, 9),),
+        "x = −2, −1.5, −1, −0.5, 0, 0.5, 1, 1.5, 2": (torch.linspace(-2, 2, 9),),
         "a table": (numbers(2, 3, seed=0),),
     },
     notice="Left of −0.75 the slope is negative: there GELU falls before it rises.",
@@ -213,7 +276,7 @@ GELU = Exercise(
             "onnxruntime issue 13512: a reader looks for a missing factor",
         ),
         Mistake(
-            lambda x: below(x) + x * bell(x) * math.sqrt(2 * math.pi),
+            lambda x: below(x) + x * bell(x, constant=1),
             "Nearly: the area under your bell curve is not 1.",
             "FlagGems pull request 159: which constant is which?",
         ),
@@ -228,6 +291,47 @@ GELU = Exercise(
             "This is the slope of the tanh form. Asked for is the exact one.",
             "mlpack pull request 3994: the two forms differ a little",
         ),
+        Mistake(
+            lambda x: below(x) + x * bell(x, power=-1),
+            "Nearly: your bell curve is too narrow. What is its exponent divided by?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda x: below(x) + x * bell(x, power=0.5),
+            "Your bell curve grows to both sides. Which sign has its exponent, and "
+            "is it squared, too?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda x: below(x) - x * bell(x),
+            "Nearly: one of the two terms has the wrong sign. The bell is the slope "
+            "of Φ as it is.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda x: below(x * math.sqrt(2)) + x * bell(x),
+            "The bell is right, Φ is not, except at 0. What stands inside erf?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda x: x * bell(x),
+            "That is one of the two terms. The x in front has a slope, too.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            F.gelu,
+            "That is GELU itself. How steep is it?",
+            "a learner's trial of ours",
+        ),
+        *(
+            Mistake(
+                lambda x, by=by: below(x) + x * bell(x, constant=by),
+                "Nearly: the constant of your bell curve is not √(2π). How far does "
+                "the root reach, and is all of it below the line?",
+                "a learner's trial of ours",
+            )
+            for by in (2**0.5 * math.pi, 2**0.5 / math.pi, 2 * math.pi)
+        ),
     ],
 )
 
@@ -240,8 +344,6 @@ def run_block(block_class, x):
     layer = nn.TransformerEncoderLayer(8, 2, 32, 0.0, F.gelu, 1e-5, True, True)
     for norm in (layer.norm1, layer.norm2):  # so that one cannot stand for the other
         nn.init.normal_(norm.weight, mean=1.0, std=0.5)
-    if block_class is None:
-        return layer(x)
     mlp = nn.Sequential(layer.linear1, nn.GELU(), layer.linear2)
     return block_class(layer.norm1, Attention(layer), layer.norm2, mlp)(x)
 
@@ -300,6 +402,48 @@ BLOCK = Exercise(
             "Your MLP reads the block's input. It should read the stream after "
             "attention has added to it.",
             "our own trial",
+        ),
+        Mistake(
+            as_block(lambda x, n1, a, n2, m: (h := a(n1(x))) + m(n2(h))),
+            "One shortcut is there, the second. After attention, x is not added.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            as_block(lambda x, n1, a, n2, m: m(n2(x + a(n1(x))))),
+            "One shortcut is there, the first. After the MLP, the stream is not added.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            as_block(lambda x, n1, a, n2, m: (h := x + a(n1(x))) + m(n1(h))),
+            "`norm1` stands on both branches. They have learned different weights.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            as_block(lambda x, n1, a, n2, m: (h := x + a(x)) + m(n2(h))),
+            "The MLP's branch is right. With what does attention's branch begin?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            as_block(lambda x, n1, a, n2, m: (h := x + a(n1(x))) + m(h)),
+            "Attention's branch is right. With what does the MLP's branch begin?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            as_block(lambda x, n1, a, n2, m: (h := x + n1(a(x))) + n2(m(h))),
+            "A norm ends each of your branches. In pre-norm it begins them.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            as_block(lambda x, n1, a, n2, m: (h := x + m(n2(x))) + a(n1(h))),
+            "Your MLP comes first. Tokens hear each other before each thinks by "
+            "itself.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            as_block(lambda x, n1, a, n2, m: x + m(n2(x + a(n1(x))))),
+            "You add the MLP's result to the block's input, and what attention had "
+            "added is lost.",
+            "a learner's trial of ours",
         ),
     ],
 )
@@ -402,14 +546,12 @@ def in_turns(x, n):
     return x.repeat(1, n, 1, 1)
 
 
-def in_groups(x, n):
-    return x.repeat_interleave(n, dim=1)
+in_groups = partial(torch.repeat_interleave, dim=1)
 
 
-def heads(n_heads, n_kv_heads):
+def heads(H, G):
     """Return queries (2, H, 5, 4), and keys and values (2, G, 5, 4)."""
-    sizes = [n_heads, n_kv_heads, n_kv_heads]
-    return tuple(numbers(2, n, 5, 4, seed=i) for i, n in enumerate(sizes))
+    return tuple(numbers(2, n, 5, 4, seed=i) for i, n in enumerate([H, G, G]))
 
 
 GROUPED = Exercise(
@@ -503,9 +645,16 @@ BREAK_IT = Exercise(
         ),
         Mistake(
             partial(distances_only, most=0),
-            "You refuse every layer, good ones too. Sines and cosines are rounded, so "
-            "what is equal on paper is only nearly equal here.",
+            "You refuse good layers, too. Sines and cosines are rounded: what is equal "
+            "on paper is only nearly equal here. And three places back and three ahead "
+            "are two things: their scores may differ.",
             "our own trial",
+        ),
+        Mistake(
+            partial(distances_only, most=-1),
+            "You refuse every layer, good ones too. Three places back and three ahead "
+            "may differ; and what is equal on paper is only nearly equal here.",
+            "a learner's trial of ours",
         ),
         Mistake(
             distances_only,
@@ -532,9 +681,9 @@ def small_gpt(n_layers=2, width=8, vocab_size=11, context=12):
     shapes |= {f"{name}.weight": shape for name, shape in linear.items()}
     shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
     shapes |= {f"{norm}.{kind}": (width,) for norm in norms for kind in KINDS}
-    return {
-        name: 0.6 * numbers(*s, seed=i) for i, (name, s) in enumerate(shapes.items())
-    }
+    named = enumerate(shapes.items())
+    weights = {name: 0.6 * numbers(*s, seed=i) for i, (name, s) in named}
+    return weights | {"out_head.weight": weights["tok_emb.weight"]}
 
 
 def embedded(weights, token_ids):
@@ -550,43 +699,50 @@ def torch_block(weights, n, x, n_heads):
         state[f"self_attn.in_proj_{kind}"] = torch.cat([weights[p] for p in parts])
         for theirs, ours in THEIRS.items():
             state[f"{theirs}.{kind}"] = weights[f"{own}{ours}.{kind}"]
-    sizes = x.shape[-1], n_heads, 4 * x.shape[-1]
-    gelu = nn.GELU(approximate="tanh")
-    layer = nn.TransformerEncoderLayer(*sizes, 0.0, gelu, 1e-5, True, True)
+    sizes = x.shape[-1], n_heads, 4 * x.shape[-1], 0.0, nn.GELU("tanh")
+    layer = nn.TransformerEncoderLayer(*sizes, 1e-5, True, True)
     layer.load_state_dict(state)
     mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
     return layer(x, src_mask=mask).detach()
 
 
-def block_with(causal=True, form="tanh", split=True, joined=True, projected=True):
-    """Return a block written out, with something changed."""
+def block_with(slip="", form="tanh"):
+    """Return a block written out, with a slip in it."""
 
     def block(weights, n, x, n_heads):
         def both(part):
-            return [weights[f"blocks.{n}.{part}.{kind}"] for kind in KINDS]
+            short = slip == "no biases" and "norm" not in part
+            return [weights[f"blocks.{n}.{part}.{kind}"] for kind in KINDS[: 2 - short]]
+
+        def norm(name, x):
+            return x if slip == f"no {name}" else F.layer_norm(x, (D,), *both(name))
 
         B, T, D = x.shape
-        h, heads = F.layer_norm(x, (D,), *both("norm1")), []
+        n_heads = {"one head": 1, "K heads": D // n_heads}.get(slip, n_heads)
+        h, heads, causal = norm("norm1", x), [], slip != "no mask"
         for part in ("query", "key", "value"):
             all_of_it = F.linear(h, *both(f"attention.W_{part}"))
             cut = all_of_it.view(B, T, n_heads, -1).transpose(1, 2)
-            heads.append(cut if split else all_of_it.view(cut.shape))
+            heads.append(all_of_it.view(cut.shape) if "not split" in slip else cut)
+        scale = {"no root": 1.0, "root of D": D**-0.5}.get(slip)
         q, k, v = heads
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        out = (out.transpose(1, 2) if joined else out).reshape(B, T, D)
-        x = x + (F.linear(out, *both("attention.out_proj")) if projected else out)
-        h = F.linear(
-            F.layer_norm(x, (D,), *both("norm2")), *both("feed_forward.expand")
-        )
-        return x + F.linear(F.gelu(h, approximate=form), *both("feed_forward.project"))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+        out = (out if "not joined" in slip else out.transpose(1, 2)).reshape(B, T, D)
+        if slip != "not projected":
+            out = F.linear(out, *both("attention.out_proj"))
+        x = out if slip == "no first shortcut" else x + out
+        h = F.linear(norm("norm2", x), *both("feed_forward.expand"))
+        h = h if slip == "no GELU" else F.gelu(h, approximate=form)
+        h = F.linear(h, *both("feed_forward.project"))
+        return h if slip == "no second shortcut" else x + h
 
     return block
 
 
-def scores_of(weights, token_ids, n_heads, norm=True, blocks=None):
+def scores_of(weights, token_ids, n_heads, norm=True, blocks=range):
     x = embedded(weights, token_ids)
     names = [name for name in weights if name.endswith("norm1.weight")]
-    for n in range(len(names)) if blocks is None else blocks:
+    for n in blocks(len(names)):
         x = torch_block(weights, n, x, n_heads)
     last = weights["final_norm.weight"], weights["final_norm.bias"]
     x = F.layer_norm(x, x.shape[-1:], *last) if norm else x
@@ -602,11 +758,11 @@ def written(weights, ids, n_new, n_heads, all_again=True):
     return ids
 
 
-KINDS = ("weight", "bias")
+KINDS, PLACES = ("weight", "bias"), "pos_emb.weight"
 THEIRS = {"linear1": "feed_forward.expand", "linear2": "feed_forward.project"}
 THEIRS |= {"norm1": "norm1", "norm2": "norm2"}
 THEIRS |= {"self_attn.out_proj": "attention.out_proj"}
-WEIGHTS, THREE = small_gpt(), small_gpt(3)
+WEIGHTS, ELEVEN = small_gpt(), small_gpt(11)
 QUIET = {name: t * ("bias" not in name) for name, t in WEIGHTS.items()}
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 STREAM = numbers(2, 5, 8, seed=99)
@@ -627,6 +783,11 @@ EMBED = Exercise(
             "You look up the positions with token ids. Where does a token stand?",
             "our own trial",
         ),
+        Mistake(
+            lambda w, ids: embedded(w | {PLACES: w[PLACES].roll(-1, 0)}, ids),
+            "You begin at position 1. From which number do positions count?",
+            "a learner's trial of ours",
+        ),
     ],
 )
 ONE_BLOCK = Exercise(
@@ -640,7 +801,7 @@ ONE_BLOCK = Exercise(
     notice="PyTorch's own block gives the same numbers.",
     mistakes=[
         Mistake(
-            block_with(causal=False),
+            block_with("no mask"),
             "Tokens see what comes after them: the causal mask is missing.",
             "PyTorch's default, is_causal=False",
         ),
@@ -651,16 +812,16 @@ ONE_BLOCK = Exercise(
         ),
         *(
             Mistake(
-                block_with(split=False, joined=joined),
+                block_with(slip),
                 "The shapes fit, but your heads are cut from the wrong numbers: a "
                 "reshape alone mixes up tokens and heads. Which axis must be split "
                 "first?",
                 "our own trial",
             )
-            for joined in (False, True)
+            for slip in ("not split, not joined", "not split")
         ),
         Mistake(
-            block_with(joined=False),
+            block_with("not joined"),
             "You split the heads well, but put them together otherwise. Which two axes "
             "have to change places before they are joined?",
             "our own trial",
@@ -671,9 +832,44 @@ ONE_BLOCK = Exercise(
             "our own trial",
         ),
         Mistake(
-            block_with(projected=False),
+            block_with("not projected"),
             "One matrix has not been used: the one after the heads are joined.",
             "our own trial",
+        ),
+        Mistake(
+            block_with("no first shortcut"),
+            "After attention, x is not added.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            block_with("no second shortcut"),
+            "After the MLP, the stream is not added.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            block_with("no norm2"),
+            "With what does the MLP's branch begin?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            block_with("no GELU"),
+            "The MLP has two matrices. What stands between them?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            block_with("no biases"),
+            "All matrices are used. Linear layers have one more vector each.",
+            "a learner's trial of ours",
+        ),
+        *(
+            Mistake(
+                block_with(slip),
+                "The first token is right, so norms, MLP and shortcuts are, too. It "
+                "hears only itself: look at the scores of the others. How many heads "
+                "have scores of their own, and by which root are they divided?",
+                "a learner's trial of ours",
+            )
+            for slip in ("one head", "no root", "root of D", "K heads")
         ),
     ],
 )
@@ -681,7 +877,7 @@ WHOLE = Exercise(
     "4.9c",
     "GPT-2 from its weights: the whole model",
     scores_of,
-    cases={"2 blocks": (WEIGHTS, IDS, 2), "3 blocks": (THREE, IDS[:1], 4)},
+    cases={"2 blocks": (WEIGHTS, IDS, 2), "11 blocks": (ELEVEN, IDS[:1], 4)},
     notice="Hand it the 124 million weights of the real one, and it runs those.",
     mistakes=[
         Mistake(
@@ -690,9 +886,19 @@ WHOLE = Exercise(
             "section 4.5, at its end",
         ),
         Mistake(
-            partial(scores_of, blocks=range(2)),
+            partial(scores_of, blocks=lambda n: range(2)),
             "It works for two blocks. Take their number from the weights.",
             "our own trial",
+        ),
+        Mistake(
+            partial(scores_of, blocks=lambda n: range(n - 1)),
+            "One block is missing, the last. Its number is not how many there are.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(scores_of, blocks=lambda n: range(min(n, 10))),
+            "Ten blocks of eleven: as text, '9' is more than '10'. Compare numbers.",
+            "a learner's trial of ours",
         ),
     ],
 )

@@ -3,8 +3,10 @@
 import copy
 import math
 import random
+import re
 from functools import partial
 from operator import add, truediv
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +18,28 @@ from shared.support.exercises import Checks, Exercise, Mistake, numbers, refuses
 # --- 5.1 -----------------------------------------------------------------------------
 
 
-def loss_with(log_p, ignore=True, total=False):
+def loss_with(log_p, ignore=True, total=False, least=0):
     """Return a cross-entropy with something changed."""
 
     def cross_entropy(logits, targets):
-        counts = (targets != -100) if ignore else torch.ones_like(targets) > 0
+        counts = targets >= (least if ignore else -100)
         chosen = log_p(logits).gather(1, targets.clamp(min=0)[:, None])[:, 0]
-        lost = -chosen.masked_fill(targets == -100, 0)
+        lost = -chosen.masked_fill(targets < least, 0)
         return lost.sum() / (1 if total else counts.sum())
 
     return cross_entropy
+
+
+def watched(answer, given, parts):
+    """Call an answer: cross-entropies of more than a part are not let through.
+
+    In 5.1 there are no parts, only targets, and PyTorch's own function is not allowed.
+    """
+    most = max(len(t) for _, t in parts) if isinstance(parts, list) else 0
+    with mock.patch.object(F, "cross_entropy", wraps=F.cross_entropy) as loss:
+        found = answer(given, parts)
+    rows = [len([*c.args, *c.kwargs.values()][0]) for c in loss.call_args_list]
+    return "not allowed" if max(rows, default=0) > most else found
 
 
 log_softmax = partial(torch.log_softmax, dim=-1)
@@ -35,6 +49,7 @@ LOSS = Exercise(
     "5.1",
     "cross-entropy from logits",
     F.cross_entropy,
+    judge=watched,
     cases={
         "the three places of section 5.1": (LOGITS, TARGETS),
         "scores in the hundreds": (300 * LOGITS, TARGETS),
@@ -44,18 +59,17 @@ LOSS = Exercise(
     notice="log p = score − log of the sum of all e^score, and the largest score can "
     "be taken out of that sum before anything overflows.",
     mistakes=[
-        *(
-            Mistake(
-                loss_with(how),
-                "Nothing is wrong with your mathematics, but large scores leave the "
-                "range of float32 on the way. Where do you take e to the power of one?",
-                "deeplearning4j issue 785; NNlib.jl issue 68",
-            )
-            for how in (
-                lambda x: x.softmax(-1).log(),
-                lambda x: (x.exp() / x.exp().sum(-1, keepdim=True)).log(),
-                lambda x: x - x.exp().sum(-1, keepdim=True).log(),
-            )
+        Mistake(
+            loss_with(lambda x: x.softmax(-1).log()),
+            "Nothing is wrong with your mathematics, but large scores leave the range "
+            "of float32 on the way. Where do you take e to the power of one?",
+            "deeplearning4j issue 785; NNlib.jl issue 68",
+        ),
+        Mistake(
+            loss_with(lambda x: (x.exp() / x.exp().sum(-1, keepdim=True)).log()),
+            "Nothing is wrong with your mathematics, but e to the power of a large "
+            "score is infinite in float32, and infinity divided by itself is nan.",
+            "deeplearning4j issue 785; NNlib.jl issue 68",
         ),
         Mistake(
             loss_with(log_softmax, total=True),
@@ -66,6 +80,34 @@ LOSS = Exercise(
             loss_with(log_softmax, ignore=False),
             "A target of −100 adds nothing, but you count it when you divide.",
             "OpenNMT-py issue 2209: divided by the wrong count",
+        ),
+        Mistake(
+            lambda logits, targets: F.cross_entropy(logits, targets),
+            "That is PyTorch's own function, which you are to write. You may use "
+            "`logsumexp` and `log_softmax`.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            loss_with(partial(torch.log_softmax, dim=0)),
+            "Each column adds up to 1 with you. The alternatives of one place stand "
+            "in a row: which axis is that?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            loss_with(log_softmax, least=1),
+            "The token with the id 0 is a target like any other. Which targets are "
+            "to be left out?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            loss_with(lambda x: x),
+            "Those are the scores themselves. What makes log-probabilities of them?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            loss_with(lambda x: log_softmax(x) / math.log(2)),
+            "These are bits. Asked for are nats, with the natural logarithm.",
+            "a learner's trial of ours",
         ),
     ],
 )
@@ -97,6 +139,17 @@ ORDER = Exercise(
             "our own trial",
         ),
         Mistake(
+            order(0, 3, 1, 2, 4),
+            "You clip gradients that have just been forgotten. Which of the five makes"
+            "new ones?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            [step.replace("clip", "clipping") for step in STEPS],
+            "The order is right. Write the names as they stand in the list.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             order(0, 2, 1, 3, 4),
             "You compute gradients of a loss that nobody has measured yet.",
             "our own trial",
@@ -111,11 +164,11 @@ ORDER = Exercise(
 
 # --- 5.3 -----------------------------------------------------------------------------
 
-N = 4096 * 4096
+N, BITS = 4096 * 4096, 4096 * 4096 // 64 * (64 * 3 + 32)
 BYTES = Exercise(
     "5.3",
     "the bytes of a rounded matrix",
-    N * 3 // 8 + N // 64 * 4,
+    BITS // 8,
     notice="3.5 bits a weight. With groups of 32 it would be 4: finer groups cost.",
     mistakes=[
         Mistake(
@@ -129,9 +182,34 @@ BYTES = Exercise(
             "section 5.10: a scale and a minimum",
         ),
         Mistake(
-            N * 3 + N // 64 * 32,
+            BITS,
             "These are bits. How many bits are in a byte?",
             "our own trial",
+        ),
+        Mistake(
+            N * 3 // 8 + N // 64 * 2 * 16,
+            "You count 16 bytes for each scale. How many bytes are 16 bits?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            N * 3 + N // 64 * 4,
+            "You count 3 bytes a weight. It has 3 bits.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            N * 3 // 8 + 4096 // 64 * 4,
+            "You count the groups of one row only. How many rows are there?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            N * 3 // 8 + 4096 * 4,
+            "You count one group a row. How many groups of 64 are in a row?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            BITS // 8 / 1e6,
+            "Those are megabytes. Asked for are bytes.",
+            "a learner's trial of ours",
         ),
     ],
 )
@@ -158,10 +236,10 @@ def torch_rate(step, peak, warm, steps, share):
     return optimizer.param_groups[0]["lr"]
 
 
-def rate(step, peak, warm, steps, share, one=1, less=1, floor=True):
+def rate(step, peak, warm, steps, share, one=1, less=1, floor=True, rise=0):
     """Return the rate of a schedule with something changed."""
     if step < warm:
-        return peak * (step + one) / warm
+        return peak * (step + one) / (warm - rise)
     progress = (step - warm) / (steps - less - warm)
     share = share if floor else 0.0
     return peak * (share + (1 - share) * (1 + math.cos(math.pi * progress)) / 2)
@@ -183,6 +261,12 @@ SCHEDULE = Exercise(
             partial(rate, one=0),
             "Your first rate is 0, so the first step changes nothing.",
             "torchtune issue 2010; google-research/bert issue 1293",
+        ),
+        Mistake(
+            partial(rate, one=0, rise=1),
+            "Your first rate is 0, so the first step changes nothing. With 4 steps of "
+            "warm-up there are four equal rises, and the first step has one of them.",
+            "a learner's trial of ours",
         ),
         Mistake(
             partial(rate, less=0),
@@ -211,10 +295,10 @@ def trained(answer, weight, gradients):
     """Return the weights after each step; or let a function do so for all of them."""
     if not isinstance(answer, type):
         return answer(weight, gradients)
-    optimizer, seen = answer(lr=0.1, beta1=0.9, beta2=0.95, decay=0.5), [weight]
-    for gradient in gradients:
-        seen.append(optimizer.step(seen[-1].clone(), gradient))
-    return torch.stack(seen)
+    optimizer, seen = answer(lr=0.1, beta1=0.9, beta2=0.95, decay=0.5), [weight.clone()]
+    for n, gradient in enumerate(gradients):  # the first weight itself: is it changed?
+        seen.append(optimizer.step(seen[-1].clone() if n else weight, gradient))
+    return None if seen[-1] is None else torch.stack(seen)
 
 
 def torch_adamw(weight, gradients, kind=torch.optim.AdamW):
@@ -226,24 +310,25 @@ def torch_adamw(weight, gradients, kind=torch.optim.AdamW):
     return torch.stack(seen)
 
 
-def adamw_with(weight, gradients, first=1, kept=True, decay=0.05):
-    mean, square, seen = torch.zeros(()), torch.zeros(()), [weight]
-    for t, gradient in enumerate(gradients, first):
-        mean = 0.9 * mean + 0.1 * gradient
-        square = 0.95 * square + 0.05 * gradient**2
-        m, v = mean / (1 - 0.9**t), square / (1 - 0.95**t)
+def adamw_with(w, g, first=1, kept=1, decay=0.05, new=(0.1, 0.05), fix=(0.9, 0.95)):
+    mean, square, seen = torch.zeros(()), torch.zeros(()), [w]
+    for t, gradient in enumerate(g, first):
+        mean = (1 - new[0]) * mean + new[0] * gradient
+        square = (1 - new[1]) * square + new[1] * gradient**2
+        m, v = mean / (1 - fix[0] ** t), square / (1 - fix[1] ** t)
         mean, square = (mean, square) if kept else (m, v)
         seen.append(seen[-1] * (1 - decay) - 0.1 * m / (v.sqrt() + 1e-8))
     return torch.stack(seen)
 
 
+ONE_STEP = torch.ones(3), torch.tensor([[1.0, 0.1, -0.01]])
 ADAMW = Exercise(
     "5.5",
     "AdamW as a class",
     torch_adamw,
     judge=trained,
     cases={
-        "one step": (torch.ones(3), torch.tensor([[1.0, 0.1, -0.01]])),
+        "weights 1, gradients 1, 0.1, −0.01; lr 0.1, β 0.9, 0.95, decay 0.5": ONE_STEP,
         "five steps": (numbers(2, 3, seed=0), numbers(5, 2, 3, seed=1)),
         "tiny gradients": (torch.ones(3), torch.tensor([[1e-6, 1e-7, -1e-8]])),
         "no gradient at all": (torch.ones(2), torch.zeros(3, 2)),
@@ -251,7 +336,7 @@ ADAMW = Exercise(
     notice="With no gradient the weights still shrink: that is the decay, alone.",
     mistakes=[
         Mistake(
-            partial(adamw_with, first=10**6),
+            partial(adamw_with, fix=(0, 0)),
             "Both averages start at 0 and are too small at first. Which corrections "
             "make up for that?",
             "section 5.4: the corrections by 1 − βᵗ",
@@ -262,7 +347,7 @@ ADAMW = Exercise(
             "our own trial",
         ),
         Mistake(
-            partial(adamw_with, kept=False),
+            partial(adamw_with, kept=0),
             "The first step is right. Then you go on with the corrected averages. Keep "
             "the plain ones; corrected ones are only for the step.",
             "our own trial",
@@ -279,15 +364,39 @@ ADAMW = Exercise(
             "smaller: what else scales a step?",
             "neural-fortran issue 152: is λ multiplied by the rate?",
         ),
+        Mistake(
+            partial(adamw_with, decay=0),
+            "The weights do not decay. They should shrink even without a gradient.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(adamw_with, new=(0.9, 0.95)),
+            "In your averages the old and the new have changed places: which of them "
+            "gets the large β?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(adamw_with, fix=(0.9, 0)),
+            "One of your two averages is corrected for its start at 0. And the other?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(adamw_with, new=(0.1, 0.1)),
+            "Your two averages forget equally fast. Which of them has `beta2`?",
+            "a learner's trial of ours",
+        ),
     ],
 )
 
 # --- 5.6 -----------------------------------------------------------------------------
 
 
-def at_once(weight, parts):
+def at_once(weight, parts, loss=F.cross_entropy):
     """Return the gradient of the mean loss of all parts, put together as one."""
-    return added_up(weight, [tuple(map(torch.cat, zip(*parts, strict=True)))])
+    inputs, targets = map(torch.cat, zip(*parts, strict=True))
+    weight = weight.detach().clone().requires_grad_()
+    loss(inputs @ weight, targets).backward()
+    return weight.grad
 
 
 def added_up(weight, parts, reduction="mean", by="parts"):
@@ -311,6 +420,7 @@ ACCUMULATE = Exercise(
     "5.6",
     "mend it: accumulation",
     at_once,
+    judge=watched,
     faulty=added_up,
     cases={
         "parts of 4 and 4 tokens": (numbers(3, 4, seed=0), [part(4), part(4, seed=1)]),
@@ -339,6 +449,12 @@ ACCUMULATE = Exercise(
             partial(added_up, reduction="sum", by="rows"),
             "Nearly: you divide by all places. Those with padding do not count.",
             "torchtune pull request 1875: the non-padding tokens",
+        ),
+        Mistake(
+            partial(at_once, loss=lambda *pair: F.cross_entropy(*pair)),
+            "You put all parts together first, and then they do not fit into memory. "
+            "Take them one by one.",
+            "a learner's trial of ours",
         ),
     ],
 )
@@ -376,17 +492,25 @@ def cut_with(keep=reached_before, again=True, scale=True, ordered=False):
     return cut_tail
 
 
+def places_of(answer, p, top_k, top_p):
+    """Call an answer; where all are equal, any of them may be left."""
+    kept = answer(p, top_k, top_p)
+    return kept.sort()[0] if torch.is_tensor(kept) and p.std() == 0 else kept
+
+
 HALVES = torch.tensor([0.0625, 0.5, 0.125, 0.25, 0.0625])
 CUT = Exercise(
     "5.7",
     "top-k and top-p",
     smallest_set,
+    judge=places_of,
     cases={
         "all five, p = 0.8": (HALVES, 5, 0.8),
         "two of them make exactly p = 0.75": (HALVES, 5, 0.75),
         "three of them, p = 0.8": (HALVES, 3, 0.8),
         "the likeliest two, p = 0.8": (HALVES, 2, 0.8),
         "p is smaller than the largest": (HALVES, 9, 0.25),
+        "four equal ones, the likeliest two": (torch.full((4,), 0.25), 2, 0.8),
     },
     notice="There is always a token left, however small p is.",
     mistakes=[
@@ -427,6 +551,12 @@ CUT = Exercise(
             "The k that are left should add up to 1 again before p is measured.",
             "openai/gpt-2 issue 187: top-p on what top-k has left",
         ),
+        Mistake(
+            lambda p, k, q: smallest_set(p, sum(p >= p.sort()[0][-k:][0]), q),
+            "Of four equal ones all are left, and `top_k` is 2. A threshold cannot "
+            "choose among equals.",
+            "a learner's trial of ours",
+        ),
     ],
 )
 
@@ -437,11 +567,7 @@ class Run:
     """A small training run, with all that a run has to remember."""
 
     def __init__(self):
-        self.weight, self.mean, self.square = (
-            numbers(4, seed=0),
-            torch.zeros(4),
-            torch.zeros(4),
-        )
+        self.weight, (self.mean, self.square) = numbers(4, seed=0), torch.zeros(2, 4)
         self.n_steps, self.dice = 0, random.Random(7)
 
     def train(self, n: int) -> None:
@@ -508,8 +634,10 @@ RESUME = Exercise(
         ),
         Mistake(
             partial(resumed, before=0),
-            "You save before the first step. What is there to forget at that time?",
-            "our own trial",
+            "You refuse only the one that is no copy. Either you save before the first "
+            "step, when there is nothing to forget yet; or you allow a difference, and "
+            "a good checkpoint goes on exactly.",
+            "our own trial, and a learner's",
         ),
         Mistake(
             partial(resumed, more=0),
@@ -575,6 +703,12 @@ def extended(beams, model, n_beams, form=log_softmax, join=add, greedy=False, be
     return sorted(longer, key=lambda beam: -best * beam[1])[:n_beams]
 
 
+def plain_ids(answer, *given):
+    """Call an answer, and accept no tensors among its ids."""
+    found = answer(*given)
+    return "tensors" if re.search(r"tensor\(\d+\)", repr(found)) else found
+
+
 def follow(table):
     """Return a model that looks at the last token, and a little at the first."""
     return lambda ids: table[ids[-1]] + 0.3 * table[ids[0]]
@@ -586,6 +720,7 @@ EXTEND = Exercise(
     "5.9b",
     "a decoder: one step of beam search",
     extended,
+    judge=plain_ids,
     cases={
         "3 beams, the best 4": (BEAMS, follow(TABLE), 4),
         "1 beam, the best 2": ([([2], 0.0)], follow(TABLE), 2),
@@ -613,20 +748,39 @@ EXTEND = Exercise(
             "Each beam brings only its one best token. Let all continuations compete.",
             "fixed share a beam: greedy decoding several times",
         ),
+        Mistake(
+            partial(extended, form=partial(torch.softmax, dim=-1)),
+            "You add probabilities up, but they would have to be multiplied. Their "
+            "logarithms can be added.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda *given: [(list(torch.tensor(i)), p) for i, p in extended(*given)],
+            "The ids that you append are tensors of one number. A beam's ids are "
+            "plain numbers, as they came in.",
+            "a learner's trial of ours",
+        ),
     ],
 )
 
 
-def best_of(beams, n_prompt, worth=truediv):
-    return max(beams, key=lambda beam: worth(beam[1], len(beam[0]) - n_prompt))[0]
+def best_of(beams, n_prompt, worth=truediv, more=0):
+    return max(beams, key=lambda beam: worth(beam[1], len(beam[0]) - n_prompt + more))[
+        0
+    ]
 
 
+SEVEN = {4: -4.1, 5: -2.8, 6: -3.5, 7: -2.6, 9: -2.9, 11: -3.6, 14: -4.7}
 BEST = Exercise(
     "5.9c",
     "a decoder: the best text",
     best_of,
     cases={
-        "after a prompt of 2 tokens": ([([7, 7, 1], -0.5), ([7, 7, 1, 2], -0.8)], 2),
+        "a prompt of [7, 7]; [7, 7, 1] has −0.5, [7, 7, 1, 2] has −0.8": (
+            [([7, 7, 1], -0.5), ([7, 7, 1, 2], -0.8)],
+            2,
+        ),
+        "seven lengths": ([([7] * n, p) for n, p in SEVEN.items()], 2),
         "1 or 4 new ones": ([([7] * 3, -0.5), ([7] * 6, -0.9), ([7, 7, 0], -3.0)], 2),
     },
     notice="Ten tokens at −0.1 each are as good as one: each was a good choice.",
@@ -643,6 +797,28 @@ BEST = Exercise(
             "transformers issue 26624",
         ),
         Mistake(
+            partial(best_of, more=1),
+            "You divide by one token more than there are. Of [7, 7, 1, 2] after a "
+            "prompt of 2, two are new.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(best_of, more=-1),
+            "You divide by one token less than there are. Of [7, 7, 1, 2] after a "
+            "prompt of 2, two are new.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(best_of, worth=lambda total, n_new: total * n_new),
+            "You multiply by the number of tokens. Per token means: divide.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(best_of, worth=lambda total, n_new: math.exp(total) / n_new),
+            "You divide the probability. Asked for is the log-probability per token.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             partial(best_of, worth=lambda total, n_new: -total / n_new),
             "That is the worst. Log-probabilities are below 0: which is higher?",
             "our own trial",
@@ -651,18 +827,16 @@ BEST = Exercise(
 )
 
 
-def search(
-    model, start, n_beams, max_new, end, halt=False, open_too=True, new_only=True
-):
+def search(model, start, n, most, end, open_too=True, pick=best_of, skip=False):
     """Run beam search, with the finished kept apart."""
     beams, finished = [(list(start), 0.0)], []
-    for _ in range(max_new):
-        beams = extended(beams, model, n_beams)
-        if halt and beams[0][0][-1] == end:
-            return beams[0][0]
-        finished += [beam for beam in beams if beam[0][-1] == end]
-        beams = [beam for beam in beams if beam[0][-1] != end]
-    return best_of(finished + beams * open_too, len(start) * new_only)
+    for _ in range(most):
+        beams = extended(beams, model, n)
+        rest = iter(beams)  # whoever removes one in a loop does not see the next
+        done = [b for b in rest if b[0][-1] == end and (not skip or next(rest, 1))]
+        finished += done
+        beams = [beam for beam in beams if beam not in done]
+    return pick(finished + beams * open_too, len(start))
 
 
 SEARCH = Exercise(
@@ -672,17 +846,18 @@ SEARCH = Exercise(
     cases={
         "two beams": (follow(numbers(4, 4, seed=21)), [0], 2, 4, 3),
         "a prompt of 4": (follow(numbers(4, 4, seed=614)), [0, 3, 2, 0], 3, 4, 3),
+        "two end in one step": (follow(numbers(4, 4, seed=117)), [0, 3, 2, 0], 3, 4, 3),
         "as many beams as texts": (follow(numbers(4, 4, seed=8)), [1], 64, 3, 0),
     },
     notice="With as many beams as there are texts, it has tried them all.",
     mistakes=[
         Mistake(
-            partial(search, halt=True),
-            "You stop when a text has ended. A longer one may be better.",
+            partial(search, pick=lambda beams, n: beams[0][0]),
+            "You take the first text that ends. A longer one may be better.",
             "xnmt pull request 572: the shortest hypotheses",
         ),
         Mistake(
-            partial(search, new_only=False),
+            partial(search, pick=lambda beams, n: best_of(beams, 0)),
             "You count the prompt when you divide. It was given, and cost nothing.",
             "transformers issue 26624",
         ),
@@ -695,6 +870,17 @@ SEARCH = Exercise(
             lambda model, start, n, most, end: search(model, start, n, most, -1),
             "A text that has ended is continued. Set it aside, as it is.",
             "our own trial",
+        ),
+        Mistake(
+            partial(search, pick=lambda beams, n: best_of(beams, n, lambda p, n: p)),
+            "You compare sums at the end. Short texts have an advantage there.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(search, skip=True),
+            "One text that has ended is continued. Do you remove beams from a list "
+            "while a loop goes through it? Then the loop steps over the next one.",
+            "a learner's trial of ours",
         ),
     ],
 )
