@@ -29,16 +29,12 @@ NO_ONES = (
     "A word that never stood in ham now decides alone, or breaks the logarithm. With "
     "which number does every count start?"
 )
-TOO_FEW = (
-    "A little was added below the line. But every known word got its 1: by how much "
-    "has the sum of all counts grown?"
-)
 SCORE = Exercise(
     "6.1",
     "the score of a word",
     word_score,
     cases={
-        "a word of both": (3, 1, 200, 100, 50),
+        "spam 3 of 200, ham 1 of 100, 50 known words": (3, 1, 200, 100, 50),
         "a word that was never in ham": (4, 0, 150, 250, 60),
         "a word that was never in spam": (0, 7, 150, 250, 60),
     },
@@ -55,15 +51,32 @@ SCORE = Exercise(
             "accord-net/framework#255",
         ),
         Mistake(
+            partial(word_score, more=0),
+            "The sums have grown, as if every count began at 1. Do the counts above "
+            "the line begin there?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda spam, ham, a, b, n: word_score(spam, ham, b, a, n),
+            "The two sums have changed places: which of them is the spam's?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda s, h, a, b, n: math.log((s + 1 / (a + n)) / (h + 1 / (b + n))),
+            "Division comes before addition: what is divided here, the count or only "
+            "the 1?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda *counts: word_score(*counts) / math.log(10),
+            "A ratio of logarithms is off: which base has the *natural* logarithm?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             partial(word_score, of=0),
             "Each count got its extra 1. Now there are more words than before: how "
             "many more, in all of spam and in all of ham?",
             "cardmagic/classifier#80",
-        ),
-        Mistake(
-            partial(word_score, of=1),
-            TOO_FEW,
-            "a first attempt of ours",
         ),
         Mistake(
             lambda spam, ham, *totals: math.log((spam + 1) / (ham + 1)),
@@ -73,7 +86,8 @@ SCORE = Exercise(
         ),
         Mistake(
             partial(word_score, of=2),
-            TOO_FEW,
+            "A little was added below the line. But every known word got its 1: by "
+            "how much has the sum of all counts grown?",
             "pbharrin/machinelearninginaction3x#20",
         ),
         Mistake(
@@ -128,6 +142,12 @@ LAST = Exercise(
             "You look for the first padding token, and step back. And if the row "
             "begins with padding, and ends with it?",
             "huggingface/transformers#35909",
+        ),
+        Mistake(
+            partial(at, lambda mask: mask.flip(1).argmax(dim=1)),
+            "You have counted from the right end. Which place is that, counted from "
+            "the left?",
+            "a learner's trial of ours",
         ),
         Mistake(
             partial(at, lambda mask: mask.sum(dim=1)),
@@ -185,6 +205,21 @@ APART = Exercise(
             "That is the loss of such a message. The logits are one step earlier.",
             "section 6.4",
         ),
+        Mistake(
+            1 / (1 + math.exp(-0.9)),
+            "That makes a probability of a logit. You need the way back.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            -math.log(0.1),
+            "That is one logarithm of a probability. Where is the other class?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            math.log(0.9),
+            "That is one logarithm of a probability. Where is the other class?",
+            "a learner's trial of ours",
+        ),
     ],
 )
 
@@ -197,17 +232,19 @@ at_last = partial(at, lambda last: last)
 class Head(nn.Module):
     """A model with a new head; the flags say what goes wrong."""
 
-    def __init__(self, model, n_classes, freeze="first", read=at_last, size=None):
+    def __init__(self, model, n, freeze="first", read=at_last, size=None, norm=False):
         super().__init__()
         if freeze == "first":
             model.requires_grad_(False)
         self.model, self.read = model, read
-        self.head = nn.Linear(model.config.emb_dim, size or n_classes)
+        self.head = nn.Linear(model.config.emb_dim, size or n)
+        self.norm = model.final_norm if norm else nn.Identity()
         if freeze == "last":
             self.requires_grad_(False)
 
     def forward(self, token_ids, lengths):
-        return self.read(self.head(self.model.hidden_states(token_ids)), lengths - 1)
+        states = self.norm(self.model.hidden_states(token_ids))
+        return self.read(self.head(states), lengths - 1)
 
 
 def new_head(cls, token_ids, lengths, n_classes):
@@ -249,6 +286,22 @@ HEAD = Exercise(
             partial(Head, read=lambda logits, last: logits[:, -1]),
             "You read the last column. Where does a short text end?",
             "section 6.3",
+        ),
+        Mistake(
+            partial(Head, read=lambda logits, last: logits[:, 0]),
+            "You read the first token. Which token has read the whole message?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(Head, read=lambda logits, last: logits.mean(dim=1)),
+            "That is a mean over all columns, padding as well. Which token has read "
+            "the whole message?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(Head, norm=True),
+            "The final norm is applied twice: `hidden_states` comes after it.",
+            "a learner's trial of ours",
         ),
         Mistake(
             partial(Head, read=lambda logits, last: logits),
@@ -335,6 +388,30 @@ WEIGHTED = Exercise(
             "That is the plain mean: the weights are not used.",
             "section 6.6",
         ),
+        Mistake(
+            lambda x, y, w: weighted(x.softmax(dim=-1), y, w),
+            "Those were probabilities already. What does `F.cross_entropy` do to what "
+            "it gets?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda x, y, w: F.nll_loss(x.log_softmax(dim=0), y, w),
+            "Your softmax runs down the batch. Among what do a text's probabilities "
+            "add up to 1?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda x, y, w: F.cross_entropy(x, y) * w[y].mean(),
+            "A mean loss times a mean weight. Each text's loss should meet its own "
+            "weight, before anything is added up.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda x, y, w: weighted(x, y, w, by=lambda *_: len(w)),
+            "You divide by the number of classes. What would a loss of 1 for every "
+            "text come to?",
+            "a learner's trial of ours",
+        ),
     ],
 )
 
@@ -361,6 +438,8 @@ def by_length(rows):
 
 def good_filter(rows):
     """Classify each row by itself; the rounding depends on the batch, as on a CPU."""
+    if torch.is_tensor(rows):
+        raise TypeError("classify takes a list of messages, also of a single one")
     return torch.stack([alone(row) for row in rows]) * (1 + 1e-7 * len(rows))
 
 
@@ -368,10 +447,20 @@ def over_the_batch(rows):
     return good_filter(rows).softmax(dim=0)
 
 
-def refuse_neighbours(classify, messages, close=torch.allclose, which=slice(None)):
-    together = classify(messages)
-    for n in range(len(messages))[which]:
-        assert close(together[n], classify(messages[n : n + 1])[0])
+def beside_the_mean(rows):
+    lengths = torch.tensor([float(len(row)) for row in rows])
+    return good_filter(rows) + (lengths - lengths.mean())[:, None]
+
+
+def last_and_first(rows):
+    logits = good_filter(rows)
+    return torch.cat([logits[:-1], logits[-1:] + logits[:1] * (len(rows) > 1)])
+
+
+def refuse_neighbours(classify, rows, close=torch.allclose, which=slice(None), by=all):
+    together = classify(rows)
+    alone = [classify([row])[0] for row in rows]
+    assert by(close(*pair) for pair in [*zip(together, alone, strict=True)][which])
 
 
 def copies_only(classify, messages):
@@ -391,6 +480,8 @@ NEIGHBOURS = Exercise(
         "one that takes a mean over the padding, too": (mean_of_all, *MESSAGES),
         "one that answers in the order of length": (by_length, *MESSAGES),
         "one whose softmax runs over the batch": (over_the_batch, *MESSAGES),
+        "one that sets a length against the batch's mean": (beside_the_mean, *MESSAGES),
+        "one whose last message is mixed with the first": (last_and_first, *MESSAGES),
     },
     notice="Your test knows nothing of models. It would catch the same mistakes in a "
     "filter of 135 million weights.",
@@ -420,8 +511,26 @@ NEIGHBOURS = Exercise(
             "a first attempt of ours",
         ),
         Mistake(
+            partial(refuse_neighbours, which=slice(-1)),
+            "One message is never compared: the last.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(refuse_neighbours, by=any),
+            "Your test lets a filter pass as soon as one message agrees. How many "
+            "should?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(refuse_neighbours, close=partial(torch.allclose, atol=1)),
+            "With so much room real differences pass, too. How large is one that only "
+            "rounding makes?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             copies_only,
-            "Your neighbours have all the same length, so there is no padding.",
+            "You compare a message with copies of itself: no neighbour is of another "
+            "length. Compare the message *alone* with the same one among the others.",
             "FutureComputing4AI/MalConv2#6",
         ),
     ],
@@ -438,17 +547,13 @@ def interval(ours, theirs, deviation=statistics.stdev, root=True, unit=100, z=1.
     return mean, mean - half, mean + half
 
 
-def unpaired(ours, theirs, correction=1):
+def unpaired(ours, theirs):
     means = [100 * x.float().mean().item() for x in (ours, theirs)]
-    spread = [(100 * x.float()).var(correction=correction) for x in (ours, theirs)]
+    spread = [(100 * x.float()).var() for x in (ours, theirs)]
     mean, half = means[0] - means[1], 1.96 * (sum(spread).item() / len(ours)) ** 0.5
     return mean, mean - half, mean + half
 
 
-ADDED = (
-    "You add up the variances of the two, as if each had been tested on messages of "
-    "its own. What has every single message to say?"
-)
 PAIRED = Exercise(
     "6.7",
     "an interval for a difference",
@@ -462,13 +567,9 @@ PAIRED = Exercise(
     mistakes=[
         Mistake(
             unpaired,
-            ADDED,
+            "You add up the variances of the two, as if each had been tested on "
+            "messages of its own. What has every single message to say?",
             "EleutherAI/lm-evaluation-harness#3831",
-        ),
-        Mistake(
-            partial(unpaired, correction=0),
-            ADDED,
-            "a first attempt of ours",
         ),
         Mistake(
             partial(interval, unit=1),
@@ -502,8 +603,8 @@ PAIRED = Exercise(
 # --- 6.8 mend the order --------------------------------------------------------------
 
 
-def states_by_length(rows, lower, back="right", cut=True):
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+def states_by_length(rows, lower, back="right", cut=True, key=len):
+    order = sorted(range(len(rows)), key=lambda i: key(rows[i]))
     states = []
     for start in range(0, len(order), 2):
         some = [rows[i] for i in order[start : start + 2]]
@@ -514,7 +615,15 @@ def states_by_length(rows, lower, back="right", cut=True):
 
 
 def table_of_states(answer, *rows):
-    return answer([*rows], lambda token_ids: TABLE[token_ids].cumsum(dim=1))
+    """Return the states, and how many rows and columns were computed at a time."""
+    sizes = []
+    states = answer([*rows], lambda t: sizes.append([*t.shape]) or TABLE[t].cumsum(1))
+    return {"states": states, "computed": sorted(sizes)}
+
+
+def looked_up(rows, lower):
+    states = states_by_length(rows, lower)
+    return [{len(x): x for x in states}[len(row)] for row in rows]
 
 
 PADDED = "The order is right. But a row has its padding with it now."
@@ -522,13 +631,14 @@ ROWS = [torch.arange(n) + n for n in (4, 1, 3, 2, 5)]
 ORDER = Exercise(
     "6.8",
     "mend the order",
-    lambda rows, lower: [lower(row[None])[0] for row in rows],
+    states_by_length,
     judge=table_of_states,
     faulty=partial(states_by_length, back="no"),
     cases={
         "two rows": (ROWS[0], ROWS[1]),
         "three rows": (ROWS[2], ROWS[4], ROWS[1]),
         "five rows": tuple(ROWS),
+        "four rows, two of one length": (ROWS[0], ROWS[2], ROWS[2] + 9, ROWS[1]),
     },
     notice="With sorted rows all was well. A test with rows that happen to be sorted "
     "would never have found it.",
@@ -538,6 +648,24 @@ ORDER = Exercise(
             "Nearly. You have the list that says which row came first; you need the "
             "opposite, where row 0 has gone. With two rows it is the same.",
             "mead-ml/mead-baseline#677",
+        ),
+        Mistake(
+            looked_up,
+            "Two rows of one length get the same states. By what else can a row be "
+            "told from the others?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(states_by_length, key=lambda row: 0),
+            "Every row has its own states now. But the rows are no longer sorted, so "
+            "there is more padding again. Keep the order of length, and turn it back.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda rows, lower: [lower(row[None])[0] for row in rows],
+            "Every row has its own states now. But one row at a time is slow: keep "
+            "the pairs.",
+            "a learner's trial of ours",
         ),
         Mistake(
             partial(states_by_length, cut=False),
@@ -583,7 +711,8 @@ SIZES = Exercise(
         ),
         Mistake(
             adapter(n=30 * 4 * (576 + 192)),
-            "`numbers`: those are in `W_value` only. Which other matrix has one?",
+            "`numbers`: those are in `W_value` only, or one adapter in each block. How "
+            "many are there in a block?",
             "a first attempt of ours",
         ),
         Mistake(
@@ -596,6 +725,12 @@ SIZES = Exercise(
             "`numbers`: that is how many the two matrices have. And their adapters?",
             "section 6.12",
         ),
+        Mistake(
+            adapter(n=30 * 4 * (6 * 576 + 2 * 192)),
+            "`numbers`: so many they are in the chapter. Here only two of the four "
+            "matrices have an adapter.",
+            "a learner's trial of ours",
+        ),
     ],
 )
 
@@ -605,26 +740,31 @@ SIZES = Exercise(
 class Adapted(nn.Module):
     """A linear layer with an adapter; the flags say what goes wrong."""
 
-    def __init__(self, linear, rank, alpha, a=True, b=False, frozen=True, scale=None):
+    def __init__(self, old, rank, alpha, a=1, b=0, frozen=True, scale=None, turn=False):
         super().__init__()
-        self.linear = linear.requires_grad_(not frozen)
+        self.turn = (lambda matrix: matrix.mT) if turn else (lambda matrix: matrix)
+        self.linear = old.requires_grad_(not frozen)
         self.scale = alpha / rank if scale is None else scale(alpha, rank)
-        n_out, n_in = linear.weight.shape
-        self.A = nn.Parameter(torch.randn(rank, n_in) * a)
-        self.B = nn.Parameter(torch.randn(n_out, rank) * b)
+        n_out, n_in = old.weight.shape
+        self.A = nn.Parameter(self.turn(torch.randn(rank, n_in) * a))
+        self.B = nn.Parameter(self.turn(torch.randn(n_out, rank) * b))
 
     def forward(self, x):
-        weight = torch.addmm(self.linear.weight, self.B, self.A, alpha=self.scale)
+        B, A = self.turn(self.B), self.turn(self.A)
+        weight = torch.addmm(self.linear.weight, B, A, alpha=self.scale)
         return F.linear(x, weight, self.linear.bias)
 
 
 def adapted(cls, linear, rank, alpha, x):
     """Return what a fresh adapter is and does, and what a trained one does."""
     layer = cls(linear, rank, alpha)
+    if isinstance(layer.A, nn.Module):
+        return "a layer"
     trained = sorted(n for n, p in layer.named_parameters() if p.requires_grad)
     zeros = [bool((layer.A == 0).any()), bool((layer.B == 0).all())]
     found = {
         "trained": trained,
+        "shapes of A and B": [[*layer.A.shape], [*layer.B.shape]],
         "at first": layer(x),
         "a zero in A, all zero in B": zeros,
     }
@@ -679,6 +819,22 @@ LORA = Exercise(
             "a first attempt of ours",
         ),
         Mistake(
+            partial(Adapted, scale=lambda alpha, rank: alpha * rank),
+            "Too strong: what does the formula do with α and the rank?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(Adapted, turn=True),
+            "It works, but both matrices lie on their side: A is (rank, in), B is "
+            "(out, rank).",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda linear, *rest: nn.ModuleDict({"A": linear}),
+            "`A` and `B` should be matrices, each an `nn.Parameter`. Yours are layers.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             lambda old, *to: Adapted(old.register_parameter("bias", None) or old, *to),
             "The bias of the old layer is lost. Who could take care of weight and bias "
             "together?",
@@ -713,8 +869,8 @@ MERGE = Exercise(
     "merge it",
     lambda weight, A, B, alpha: torch.addmm(weight, B, A, alpha=alpha / A.shape[0]),
     cases={
-        "a square matrix, rank 1": (*matrices(3, 3, 1), 2.0),
         "five out, three in, rank 2": (*matrices(5, 3, 2), 6.0),
+        "a square matrix, rank 1": (*matrices(3, 3, 1), 2.0),
     },
     notice="One matrix again. Whoever gets it cannot tell that there was an adapter.",
     mistakes=[
@@ -737,6 +893,28 @@ MERGE = Exercise(
             partial(merge, turned=True),
             "What you add lies on its side: rows and columns are exchanged.",
             "section 6.12",
+        ),
+        Mistake(
+            lambda weight, A, B, alpha: weight + alpha / len(A) * A @ B,
+            "A and B have changed places. Which of the two meets x first, and on "
+            "which side of x does it stand?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda weight, *rest: merge(0 * weight, *rest),
+            "That is the change. What is it a change of?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda W, A, B, a: merge(W, A, B, a, scale=lambda *_: a / len(B)),
+            "α is divided by the number of outputs. Which of the two sizes of B is "
+            "the rank?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda weight, A, B, alpha: alpha / len(A) * (weight + B @ A),
+            "The old weight has been scaled, too. What does the factor belong to?",
+            "a learner's trial of ours",
         ),
     ],
 )

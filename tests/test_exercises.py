@@ -300,6 +300,32 @@ def test_text_and_page_say_the_same():
     assert re.sub(r"<[^>]+>", " ", page).split() == str(verdict).split()
 
 
+def test_of_what_is_long_only_the_entry_that_differs_is_shown():
+    long = {"names": ["a name"] * 60, "numbers": [torch.zeros(3), torch.ones(3)]}
+    other = long | {"numbers": [torch.zeros(3), torch.tensor([1.0, 2.0, 1.0])]}
+    text = exercises.Verdict(DOUBLE, "wrong", "", "long", long, other).tables()
+    assert text.splitlines() == [
+        "expected['numbers'][1]:",
+        "       1        1≠        1",
+        "yours['numbers'][1]:",
+        "       1        2≠        1",
+    ]
+    short = exercises.Verdict(DOUBLE, "wrong", "", "short", [1, 2], [1, 3])
+    assert short.tables() == "expected: [1, 2]\nyours:    [1, 3]"
+
+
+def test_a_none_that_only_the_check_trips_over():
+    judge = lambda answer: answer().shape  # noqa: E731
+    shape = Exercise("1.6", "a shape", lambda: doubled(torch.ones(2)), [], "", {"": ()})
+    verdict = shape._replace(judge=judge).check(lambda: None)
+    assert verdict.hint == "None comes back: is a `return` missing?"
+
+
+def test_an_unknown_number_is_told():
+    with pytest.raises(ValueError, match=r"1.10 is none of 1.1"):
+        Checks(DOUBLE)("1.10", doubled)
+
+
 def test_the_first_difference_is_in_sight():
     expected, given = torch.zeros(2, 3, 9, 9), torch.zeros(2, 3, 9, 9)
     given[1, 2, 8, 7] = 1

@@ -144,20 +144,18 @@ class Exercise(NamedTuple):
     def slopes(self, answer: Callable) -> Any:
         """Return the list of gradients that flow back to the first case's inputs."""
         inputs = copy.deepcopy(next(iter(self.cases.values())))
-        floats = [a for a in inputs if torch.is_tensor(a) and a.is_floating_point()]
-        leaves = [a.requires_grad_() for a in floats]
+        held = filter(torch.is_tensor, inputs)
+        leaves = [a.requires_grad_(a.is_floating_point()) for a in held]
         with suppress(Exception):  # where gradients are recorded, `.numpy()` fails
-            result = torch.as_tensor(self.judge(answer, *inputs))
-            weights = torch.arange(1.0, result.numel() + 1).view(result.shape)
-            (result.nan_to_num() * weights).sum().backward()
+            out = torch.as_tensor(self.judge(answer, *inputs)).nan_to_num()
+            out.backward(torch.arange(1.0, out.numel() + 1).view(out.shape))
         return [a.grad for a in leaves if a.grad is not None]
 
 
 def is_open(answer: Any) -> bool:
     """Tell whether dots, or None, still stand for an answer or a part of one."""
-    parts = answer.values() if isinstance(answer, DICT) else answer
-    within = isinstance(answer, DICT | LIST) and any(map(is_open, parts))
-    return within or answer is ... or answer is None
+    v = [*answer.values()] if isinstance(answer, DICT) else answer
+    return any(map(is_open, v)) if isinstance(v, LIST) else v is ... or v is None
 
 
 def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
@@ -169,15 +167,12 @@ def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
     if isinstance(expected, Exception):
         right = isinstance(given, type(expected))
         return "" if right else f"A {type(expected).__name__} should be raised here."
-    if isinstance(given, Exception):
-        return raised(given)
-    if given is None and expected is not None:
-        return "None comes back: is a `return` missing?"
-    pair: list[Any] = [expected, given]
-    ones = [v.item() if torch.is_tensor(v) and v.ndim == 0 else v for v in pair]
-    pair = pair if any(map(torch.is_tensor, ones)) else ones
+    if isinstance(given, Exception) or given is None is not expected:
+        return raised(given or TypeError(None))
+    pair: Any = (expected, given)
+    ones: Any = [v.item() if torch.is_tensor(v) and v.ndim == 0 else v for v in pair]
+    a, b = pair = pair if any(map(torch.is_tensor, ones)) else ones
     kinds = [next((k for k in KINDS if isinstance(v, k)), type(v)) for v in pair]
-    a, b = pair
     if kinds[0] != kinds[1]:
         a, b = (WORDS.get(type(v), f"a {type(v).__name__}") for v in pair)
         return f"It should be {a}; yours is {b.partition(' such')[0]}."
@@ -186,9 +181,8 @@ def difference(expected: Any, given: Any, rtol: float = 1e-4) -> str:
             return f"The shape should be {tuple(a.shape)}; yours is {tuple(b.shape)}."
         if count := int(apart(a, b, rtol).sum()):
             return f"Wrong numbers: {count} of {a.numel()}."
-        same = [(t.is_floating_point(), t.dtype == torch.bool) for t in pair]
-        wrong = f"The dtype should be {a.dtype}; yours is {b.dtype}."
-        return "" if same[0] == same[1] else wrong
+        c, d = ((t.is_floating_point(), t.dtype == torch.bool) for t in pair)
+        return "" if c == d else f"The dtype should be {a.dtype}; yours is {b.dtype}."
     if kinds[0] == NUMBER:
         close = isinstance(a, float) and abs(a - b) < max(1e-6, rtol * abs(a))
         size = "nan" if b != b else "too large" if b > a else "too small"
@@ -212,8 +206,14 @@ def apart(a: torch.Tensor, b: torch.Tensor, rtol: float) -> torch.Tensor:
 
 
 def raised(error: Exception) -> str:
-    """Say what was raised, and in which line of the learner's cell."""
+    """Say what was raised, and in which line of the learner's cell; or that None came.
+
+    Where no such line has failed, but a check could not go on with a None, this None
+    has come out of the learner's code.
+    """
     lines = [f.line for f in extract_tb(error.__traceback__) if OWN.match(f.filename)]
+    if not lines and "None" in str(error):
+        return "None comes back: is a `return` missing?"
     place = f"\nin your line: `{lines[-1]}`" if ["", *lines][-1] else ""
     return f"Your code raised {type(error).__name__}: {error}".rstrip(": ") + place
 
@@ -238,20 +238,25 @@ class Verdict(NamedTuple):
         return f"{mark} Exercise {self.exercise.number}, {self.exercise.title}: {words}"
 
     def tables(self) -> str:
-        """Return what was expected and what came, as text; ≠ stands at what differs."""
-        a, b = pair = (self.expected, self.given)
+        """Return what was expected and what came, as text; ≠ stands at what differs.
+
+        Of what is too long for a line, only the first entry that differs is shown.
+        """
+        pair, rtol = (self.expected, self.given), self.exercise.rtol
+        entry = re.match(r"Entry `(.*?)`", difference(*pair, rtol))
+        at = entry[1] if entry and len(str(pair)) > 320 else ""
+        a, b = (eval(f"value{at}", {"value": value}) for value in pair)
         if not (torch.is_tensor(a) and torch.is_tensor(b) and a.shape == b.shape):
-            texts = [" ".join(repr(value).split())[:160] for value in pair]
-            return f"expected: {texts[0]}\nyours:    {texts[1]}"
+            texts = [" ".join(repr(value).split())[:160] for value in (a, b)]
+            return f"expected{at}: {texts[0]}\nyours{at}:    {texts[1]}"
         shape = (-1, *a.shape[-2:]) if a.ndim > 1 else (1, 1, -1)
-        wrong = apart(a, b, self.exercise.rtol).view(shape)
+        a, b, wrong = (t.reshape(shape) for t in (a, b, apart(a, b, rtol)))
         n, *place = [*wrong.nonzero().tolist(), [0, 0, 0]][0]  # the first one
         part = (n, *(slice(max(0, i - 2), max(0, i - 2) + 6) for i in place))
         text = ""
-        for name, values in zip(("expected", "yours"), pair, strict=True):
-            text += f"{name}:\n"
-            table = values.detach().cpu().double().reshape(shape)[part]
-            for row in zip(table.tolist(), wrong[part].tolist(), strict=True):
+        for name, t in {"expected": a, "yours": b}.items():
+            text += f"{name}{at}:\n"
+            for row in zip(t[part].tolist(), wrong[part].tolist(), strict=True):
                 cells = [f"{v:.4g}{'≠' * mark}" for v, mark in zip(*row, strict=True)]
                 text += "  ".join(f"{cell:>8}" for cell in cells) + "\n"
         return text.rstrip()
@@ -282,6 +287,8 @@ class Checks:
         self.verdicts = {n: Verdict(e, "open") for n, e in self.exercises.items()}
 
     def __call__(self, number: str, answer: Any) -> Verdict:
+        if number not in self.exercises:
+            raise ValueError(f"{number} is none of {', '.join(self.exercises)}")
         self.verdicts[number] = self.exercises[number].check(answer)
         return self.verdicts[number]
 
