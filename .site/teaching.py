@@ -132,6 +132,8 @@ def rows_of(notebook: Path) -> list[Row]:
 def overview(names: Sequence[str | Path] = ()) -> None:
     """Print a line for every chapter, what is wrong in it, and what comes next."""
     following = []
+    if missing := [str(name) for name in names if not Path(name).is_file()]:
+        sys.exit(f"error: no file {', '.join(missing)}: give the path from here")
     for path in map(Path, names or exercise_notebooks()):
         rows = rows_of(path)
         print(squares({row["exercise"]: row["state"] for row in rows}))

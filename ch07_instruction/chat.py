@@ -98,6 +98,7 @@ def start(
 def talk(chat: Conversation, temperature: float = 0.0) -> None:
     """Answer what is typed, until a message is empty."""
     print("Type a message; an empty one, or Ctrl-D, ends the conversation.")
+    print("(An answer is cut off after 200 tokens.)")
     while text := input("you:   ").strip():
         print("model: ", end="", flush=True)
         for piece in chat.reply(text, temperature=temperature):
