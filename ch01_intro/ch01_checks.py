@@ -74,6 +74,12 @@ EXERCISE_1 = Exercise(
             "makemore's lecture: P / P.sum(1)",
         ),
         Mistake(
+            SHAPES | {"totals": (1, 71)},
+            "In `totals`, `dim=1` adds up the numbers of each row. Which of the two "
+            "axes shrinks to length 1?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             SHAPES | {"flat": (192,)},
             "In `flat`, `flatten(1)` lays out all axes from number 1 on. Is the batch, "
             "axis 0, among them?",
@@ -103,10 +109,17 @@ def torch_perplexity(P):
     return F.nll_loss(P.log()[:, None], torch.zeros(len(P), dtype=torch.int64)).exp()
 
 
+def one_number(answer, P):
+    """Judge a tensor of one number, of either shape; a float is none."""
+    found = answer(P)
+    return found.view(found.shape or 1) if torch.is_tensor(found) else found
+
+
 EXERCISE_2 = Exercise(
     "1.2",
     "perplexity",
     torch_perplexity,
+    judge=one_number,
     differentiable=True,
     cases={
         "1/2, 1/4, 1/8": (torch.tensor([0.5, 0.25, 0.125]),),
@@ -125,6 +138,18 @@ EXERCISE_2 = Exercise(
             lambda P: 2 ** -P.log().mean(),
             "`2 **` undoes a logarithm with base 2. Which base does `log` have here?",
             "stats.stackexchange.com 345507",
+        ),
+        Mistake(
+            lambda P: (-P.log2().mean()).exp(),
+            "`log2` counts in bits, and `exp` undoes a logarithm with base e. Which "
+            "two belong together?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda P: (-(P * P.log()).sum()).exp(),
+            "You weigh each price with the probability that the model gave. These "
+            "letters came, once each: all of them count the same.",
+            "a learner's trial of ours",
         ),
         Mistake(
             lambda P: (1 / P).mean(),
@@ -204,6 +229,18 @@ EXERCISE_3 = Exercise(
             "PyTorch's warning: implicit dim",
         ),
         Mistake(
+            partial(softmax_with, shift=lambda z: z.amax(0, keepdim=True), axis=0),
+            "The columns sum to 1. Each row is a distribution: along which axis must "
+            "be summed, and the largest be looked for?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda z: z / z.sum(-1, keepdim=True),
+            "You divide the scores themselves by their sum. And if they are all 0, or "
+            "one is negative? Section 1.3 makes powers of them first.",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             lambda z: softmax_with(z, axis=tuple(range(z.ndim))),
             "All numbers together sum to 1. Each row is a distribution of its own.",
             "1-D softmax used on 2-D, delftstack",
@@ -235,8 +272,8 @@ EXERCISE_3 = Exercise(
         ),
         Mistake(
             partial(softmax_with, shift=lambda z: z.mean(-1, keepdim=True)),
-            "Any number may be subtracted, if it is a number: what is the mean of a "
-            "row with a minus infinity in it?",
+            "Any number may be subtracted, if it is a number: what is the mean, or the "
+            "smallest, of a row with a minus infinity in it?",
             "a trial of this exercise",
         ),
     ],
@@ -311,13 +348,15 @@ EXERCISE_4 = Exercise(
         Mistake(
             partial(refuse, near=0.05),
             "A table whose rows sum to 0.99 gets through. How large is an error of "
-            "rounding in float32, and how large is this one?",
+            "rounding in float32, and how large is this one? And do you notice too "
+            "little as well as too much?",
             "atol=1e-2, a university course's tests",
         ),
         Mistake(
             lambda table: None,
             "All four get through. Does an `assert` stand there? What a test returns, "
-            "nobody looks at.",
+            "nobody looks at. And `assert (…, …)`, with two things in brackets, is "
+            "always true.",
             "a trial of this exercise",
         ),
         Mistake(
@@ -334,8 +373,15 @@ EXERCISE_4 = Exercise(
         ),
         Mistake(
             partial(refuse, lowest=1e-30),
-            "You refuse a good table. May a probability be 0?",
+            "You refuse a good table. May a probability be 0, or 1?",
             "a trial of this exercise",
+        ),
+        Mistake(
+            partial(refuse, lowest=2.0),
+            "You refuse every table, the good ones, too. Print what your `assert` "
+            "compares for a good one: what should a row add up to, and which dtype "
+            "has the table?",
+            "a learner's trial of ours",
         ),
     ],
     notice="A test has two sides: it lets the good through, with their rounding, and "
@@ -345,18 +391,29 @@ EXERCISE_4 = Exercise(
 # --- 1.5 -----------------------------------------------------------------------------
 
 
-def losses_of(x, y, V, steps, lr, clear="", pace=1.0):
+def losses_of(x, y, V, steps, lr, clear="", pace=1.0, read=torch.clone):
     """Return the losses of gradient descent by autograd.grad, with a known fault."""
     table = torch.zeros(V, V, requires_grad=True)
     total, losses = 0, []
     for _ in range(steps):
-        loss = F.cross_entropy(table[x], y)
+        loss = F.cross_entropy(read(table[x]), y)
         (slope,) = torch.autograd.grad(loss, table)
         total = slope + total * (clear == "never")
         total = total * (clear != "too early")
         table = (table - lr * pace * total).detach().requires_grad_()
         losses.append(loss.item())
     return torch.tensor(losses)
+
+
+def with_adam(x, y, V, steps, lr):
+    """Return the losses of another optimizer, with the same fault."""
+    table = torch.zeros(V, V, requires_grad=True)
+    optimizer, losses = torch.optim.Adam([table], lr=lr), []
+    for _ in range(steps):
+        losses.append(F.cross_entropy(table[x], y))
+        losses[-1].backward()
+        optimizer.step()
+    return torch.stack(losses).detach()
 
 
 TEXT = torch.tensor([5, 3, 2, 4, 0, 5, 3, 2, 0, 3, 2, 4, 0, 1, 5, 2])  # chapter 1's
@@ -373,7 +430,8 @@ EXERCISE_5 = Exercise(
         Mistake(
             partial(losses_of, clear="too early"),
             "Now the loss stays at log V for ever: nothing is learned. At the moment "
-            "of `step`, what is in the gradients?",
+            "of `step`, what is in the gradients? Or does the table begin anew in each "
+            "step?",
             "velog.io/@rhss10: zero_grad between backward and step",
         ),
         Mistake(
@@ -381,6 +439,19 @@ EXERCISE_5 = Exercise(
             "Smaller steps swing later, but they swing. Print the gradient of one "
             "weight in every step: does it belong to this step only?",
             "'lower the learning rate'",
+        ),
+        Mistake(
+            with_adam,
+            "Another optimizer was not asked for: the losses should be those of plain "
+            "`SGD`. Its fault is still to be found: what does `backward` do with the "
+            "old gradient?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(losses_of, read=partial(torch.softmax, dim=-1)),
+            "The gradients are right now. But `cross_entropy` takes logits and makes "
+            "a softmax of its own: with yours there are two.",
+            "a learner's trial of ours",
         ),
         Mistake(
             lambda x, y, V, n, lr: len(x) * losses_of(x, y, V, n, lr, pace=len(x)),
@@ -413,16 +484,22 @@ EXERCISE_6A = Exercise(
             "2 V² for V³, n-gram questions",
         ),
         Mistake(
-            71**2 + 71,
-            "That is one row more than the table of section 1.3 has. Now a row belongs "
-            "to a pair: how many pairs are there?",
-            "a trial of this exercise",
-        ),
-        Mistake(
             71**4,
             "A row for every pair, and 71 numbers in each: a factor 71 too many. One "
             "letter is predicted, not a pair.",
             "a trial of this exercise",
+        ),
+        Mistake(
+            71 ^ 3,
+            "`^` is no power in Python: it compares bits. How is a power written, or "
+            "a product?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            3 * 71,
+            "Three letters have not three rows between them: every pair has one of "
+            "its own. How many pairs are there?",
+            "a learner's trial of ours",
         ),
     ],
     notice="Three letters of context would take 71 times as much again: the wall of "
@@ -482,7 +559,8 @@ EXERCISE_6B = Exercise(
         Mistake(
             partial(numbered, short=True),
             "`bincount` stops at the largest number that occurs, so its row is too "
-            "short for the table. Which argument of it did section 1.3 use?",
+            "short for the table. Which argument of it did section 1.3 use, and how "
+            "long must the row be here?",
             "section 1.3: minlength",
         ),
         Mistake(
@@ -512,6 +590,7 @@ class Reference:
         three, two, one = (Counter(map(tuple, part.tolist())) for part in parts)
         one[ids[seen][-1].item(),] -= 1  # nothing follows the end
         starts = Counter(window[:2] for window in three.elements())
+        starts = two if also.get("all_pairs") else starts
         self.P = torch.zeros(V, V, V)
         for i, j, k in np.ndindex(V, V, V):
             last = (i, j)[middle]
@@ -593,6 +672,18 @@ EXERCISE_6C = Exercise(
             "Do your rows add up to 1? The totals of the pairs have lost an axis and "
             "lie down across the wrong ones. What keeps it?",
             "section 1.3: keepdim",
+        ),
+        Mistake(
+            partial(Reference, all_pairs=True),
+            "For c(i j ·) you count every pair of the text, also the last one, which "
+            "no letter follows. It is a total of triples: of which ones?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            lambda ids, V, added: Reference(ids, V, 1.0),
+            "With `added` = 1 all is right, with 3 it is not. Does it stand in all "
+            "four places of the two formulas?",
+            "a learner's trial of ours",
         ),
         Mistake(
             CrossEntropy,

@@ -48,11 +48,20 @@ EXERCISE_1 = Exercise(
             "as a letter. Which of the two is more frequent?",
             "words without their end",
         ),
+        *(
+            Mistake(
+                ["te", *rest.split()],
+                "Count once more: te stands in `ten` and `tent`. In which words does "
+                "en stand?",
+                "a trial of this exercise",
+            )
+            for rest in ("ten ten_", "en n_", "en ten", "ten tent")
+        ),
         Mistake(
-            ["te", "ten", "ten_"],
-            "Count once more: te stands in `ten` and `tent`. In which words does en "
-            "stand?",
-            "a trial of this exercise",
+            ["en", "ten", "n_"],
+            "Two are right. The underscore did follow n five times, but by now n "
+            "stands inside longer tokens: what stands before _ now?",
+            "a learner's trial of ours",
         ),
         Mistake(
             ["en", "ten", "en_"],
@@ -104,6 +113,7 @@ EXERCISE_2 = Exercise(
     bytes_replace,
     cases={
         "twice, and in the other order": ([5, 6, 7, 6, 5, 5, 6], (5, 6), 99),
+        "[15, 6, 5, 6], pair (5, 6)": ([15, 6, 5, 6], (5, 6), 99),
         "two equal ids": ([1, 1, 1, 1, 1], (1, 1), 50),
         "nothing to glue": ([3, 2, 1], (1, 2), 9),
         "one id": ([4], (4, 4), 9),
@@ -295,23 +305,17 @@ by_bytes = tokenizer(decode=lambda ids: decode_each(ids, VOCAB))
 open_door = tokenizer(lambda text: PLAIN.encode(text, allowed_special="all"))
 
 
-def refuse(tokenizer, texts=("Ivy, a  DOVE\n 🕊", "a<|endoftext|>b")):
+def refuse(tokenizer, texts=("Ivy, a  DOVE\n 🕊", "a<|endoftext|>b"), wanted=False):
     """Assert that some texts come back and that no user writes the special token."""
     for text in texts:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert tokenizer.eot_token not in ids
+        assert (tokenizer.eot_token in ids) == wanted
 
 
 def refuse_all(tokenizer):
     """Wait for an error that does not come."""
     raise AssertionError
-
-
-def expect_bytes(tokenizer):
-    """Refuse every tokenizer that has merges."""
-    refuse(tokenizer)
-    assert len(tokenizer.encode("the dove")) == 8
 
 
 EXERCISE_5 = Exercise(
@@ -339,11 +343,6 @@ EXERCISE_5 = Exercise(
             "Three of four. The last one gives every text back. What might a user type "
             "to end it?",
             "transformers issue 29279, tokenizers issue 1347",
-        ),
-        Mistake(
-            expect_bytes,
-            "You refuse a good one: may a token not be longer than a byte?",
-            "tests of one implementation",
         ),
         Mistake(
             partial(refuse, texts=("The clock stopped.",)),
@@ -375,10 +374,17 @@ EXERCISE_5 = Exercise(
             "a trial of this exercise",
         ),
         Mistake(
+            partial(refuse, texts=("a<|endoftext|>b",), wanted=True),
+            "You ask for `eot_token` where a user has typed `<|endoftext|>`. May a "
+            "user end the text, or is that what a good one prevents?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             refuse_all,
             "You refuse the good ones, too. These raise no error when a user types "
-            "`<|endoftext|>`: they read it as ordinary text. What must not be among "
-            "the ids, and what must come back?",
+            "`<|endoftext|>`: they read it as ordinary text. And which ids they write, "
+            "and how many, is their own affair, as long as the text comes back and "
+            "`eot_token` is not among them.",
             "section 2.4: tiktoken raises an error where nothing was decided",
         ),
     ],
@@ -415,6 +421,11 @@ EXERCISE_6 = Exercise(
             "That is how often 16 fits into 1,000. But a new window begins after 8 "
             "tokens already.",
             "a trial of this exercise",
+        ),
+        Mistake(
+            (1000 - 16 - 1) / 8 + 1,
+            "A number of windows is whole: `//`, not `/`. What becomes of the rest?",
+            "a learner's trial of ours",
         ),
         Mistake(
             984,
@@ -481,6 +492,12 @@ EXERCISE_7 = Exercise(
             "len(ids) - T - 1, sliding windows",
         ),
         Mistake(
+            lambda ids, T, stride: [x[:-1] for x in unfold(ids, T, stride)],
+            "One window is missing in every case, the last. From the first start, so "
+            "many steps of `stride` fit: how many starts are these?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             lambda ids, T, stride: sliding(ids, T, T),
             "Your windows lie side by side. By how much does `stride` say that the "
             "next one begins later?",
@@ -541,6 +558,12 @@ EXERCISE_8 = Exercise(
             "allenai/allennlp issue 2993",
         ),
         Mistake(
+            partial(by_the_paper, power=lambda c: math.inf),
+            "Your hands stand still. Python reads `10000 ** 2 * i / D` as (10000 ** "
+            "2) * i / D: how far should the exponent reach?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             partial(by_the_paper, start=1),
             "Your positions begin with 1. What are sin 0 and cos 0?",
             "maxjcohen/transformer issue 62",
@@ -574,15 +597,14 @@ MORE = {"é".encode(): 5, b"aaab": 4, b" a": 2}
 
 
 def trained(counts, n):
-    """Return the tokens that tiktoken's own trainer makes, each as a tuple of one."""
+    """Return the merges of tiktoken's own trainer, each read off its token."""
+    n = min(n, sum(len(word) - 1 for word in counts))  # it stops at no end
     text = "".join(word.decode() * k for word, k in counts.items())
     pattern = "|".join(regex.escape(w.decode()) for w in sorted(counts, key=len)[::-1])
-    return [(t,) for t in [*bpe_train(text, 256 + n, pattern, visualise=None)][256:]]
-
-
-def made(train, counts, n):
-    """Judge merges by the tokens that they make, in order."""
-    return [[m] if isinstance(m, bytes) else b"".join(m) for m in train(counts, n)]
+    merges: list = []
+    for token in [*bpe_train(text, 256 + n, pattern, visualise=None)][256:]:
+        merges.append(tuple(encode_with(token, merges, min)))
+    return merges
 
 
 def train_with(counts, n, fault="", tie=lambda pair: pair):
@@ -598,6 +620,8 @@ def train_with(counts, n, fault="", tie=lambda pair: pair):
             for parts, k in pieces:
                 for pair in pairwise(parts):
                     pairs[pair] += 1 if fault == "each" else k
+        if not pairs:
+            break
         best = max(pairs, key=lambda pair: (pairs[pair], tie(pair)))
         pieces = [(glue(parts, best), k) for parts, k in pieces]
         merges.append(best)
@@ -609,8 +633,11 @@ EXERCISE_9A = Exercise(
     "2.9a",
     "train",
     trained,
-    judge=made,
-    cases={"five words, 5 merges": (TOY, 5), "é and aaab, 2 merges": (MORE, 2)},
+    cases={
+        "five words, 5 merges": (TOY, 5),
+        "é and aaab, 2 merges": (MORE, 2),
+        "on 3 times, no twice, 9 merges": ({b"on": 3, b"no": 2}, 9),
+    },
     mistakes=[
         Mistake(
             partial(train_with, fault="each"),
@@ -645,12 +672,6 @@ EXERCISE_9A = Exercise(
             lambda counts, n: [a + b for a, b in train_with(counts, n)],
             "The tokens are right. Wanted are the pairs that they are made of: of "
             "`the`, its two parts.",
-            "a trial of this exercise",
-        ),
-        Mistake(
-            lambda counts, n: [(104, 101)],
-            "Your pairs hold numbers. Going through `bytes` gives numbers: how do you "
-            "get pieces of one byte?",
             "a trial of this exercise",
         ),
     ],
@@ -813,6 +834,13 @@ EXERCISE_9C = Exercise(
             "Your positions begin with 1. Which row of the table does the first token "
             "get?",
             "a trial of this exercise",
+        ),
+        Mistake(
+            lambda V, context_length, D: Tables(D, D, V),
+            "An index is out of range: your tables have a row for each of the D "
+            "numbers. What has a row of its own, and which number comes first in "
+            "`Embedding`?",
+            "a learner's trial of ours",
         ),
         Mistake(
             lambda V, context_length, D: Tables(V, V, D),

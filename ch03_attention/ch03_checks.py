@@ -190,9 +190,17 @@ def turned(x):
 
 
 def weights(
-    queries, keys, mask=hide, diagonal=0, turn=False, power=0.5, dim=-1, swap=turned
+    queries,
+    keys,
+    mask=hide,
+    diagonal=0,
+    turn=False,
+    power=0.5,
+    dim=-1,
+    swap=turned,
+    axis=-1,
 ):
-    scores = queries @ swap(keys) / keys.shape[-1] ** power
+    scores = queries @ swap(keys) / keys.shape[axis] ** power
     past = past_of(scores, diagonal)
     return mask(scores, past.mT if turn else past).softmax(dim)
 
@@ -268,9 +276,21 @@ WEIGHTS = Exercise(
             "imsmile2000.tistory.com/144",
         ),
         Mistake(
+            partial(weights, axis=-2),
+            "Nearly. You divide by √T. Which axis holds the K numbers of a query?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
+            partial(weights, dim=1),
+            "Right for (T, K) alone. With texts and heads in front, axis 1 is another "
+            "one: from which end can you count?",
+            "a learner's trial of ours",
+        ),
+        Mistake(
             partial(weights, swap=lambda k: k.permute(*range(k.ndim)[::-1])),
-            "`.T` turns all axes round, also those of the texts and the heads. Which "
-            "one swaps only the last two?",
+            "`.T` turns all axes round, also those of the texts and the heads, and "
+            "`len` counts along the first one. The tokens lie on axis −2, the numbers "
+            "of a token on axis −1: what names only these?",
             "section 3.6",
         ),
     ],
@@ -315,12 +335,16 @@ LEAKS = Exercise(
         ),
         "a layer where only the last token leaks": (leaks_at_the_end, *X),
         "a layer where only the first token peeks": (leaks_at_the_start, *X),
+        "a layer that sees the token after the next": (
+            lambda x: running_mean(x) + F.pad(x[2:], (0, 0, 0, 2)),
+            *X,
+        ),
         "a layer that subtracts the mean of the text": (
             lambda x: running_mean(x) - x.mean(dim=0),
             *X,
         ),
     },
-    notice="Yours refused four broken layers and let the good one pass. What would a "
+    notice="Yours refused five broken layers and let the good one pass. What would a "
     "layer have to do to slip through?",
     mistakes=[
         Mistake(
@@ -441,7 +465,8 @@ SIZE = Exercise(
     mistakes=[
         Mistake(
             12 * 12 * 64 * 1000 * 4,
-            "Twice as much: what is kept besides the keys?",
+            "Half of what is kept. Is there something besides the keys? And how many "
+            "bytes are 32 bits?",
             "LMCache/LMCache#2411",
         ),
         Mistake(
@@ -523,8 +548,9 @@ RUNNING = Exercise(
         "the largest score comes last": (torch.tensor([0.0, 1.0, 3.0]), numbers(3, 2)),
         "scores of a thousand": (torch.tensor([1000.0, 998.0, 1001.0]), numbers(3, 2)),
         "scores of minus a thousand": (torch.tensor([-999.0, -1e3]), numbers(2, 2)),
+        "first 0, then a thousand": (torch.tensor([0.0, 1e3]), numbers(2, 2)),
     },
-    notice="Two numbers and a vector are enough, however long the text.",
+    notice="Two numbers and a vector are enough, if that is what you kept.",
     mistakes=[
         Mistake(
             partial(running, shift=False),
@@ -594,7 +620,7 @@ class Cache:
 def fill(cls, room, *parts):
     """Return what a cache hands out after every part."""
     cache = cls(room)
-    return [cache.append(part).clone() for part in parts]
+    return [x if (x := cache.append(p)) is None else x.clone() for p in parts]
 
 
 NEW = numbers(6, 2)
@@ -796,7 +822,8 @@ def with_the_future(parts):
 
 
 def as_written(answer, *parts):
-    return torch.stack(list(answer(zip(*parts, strict=True))))
+    found = answer(zip(*parts, strict=True))
+    return found if found is None else [*found]
 
 
 WORDS = Exercise(
