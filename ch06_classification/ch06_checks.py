@@ -4,6 +4,8 @@ Where a mistake was seen: `section 6.3` is this course, where the wrong version 
 first or is warned of; `owner/name#1` is an issue or a pull request on GitHub.
 """
 
+# mypy: disable-error-code="func-returns-value"
+
 import math
 import statistics
 from functools import partial

@@ -306,9 +306,9 @@ def test_of_what_is_long_only_the_entry_that_differs_is_shown():
     text = exercises.Verdict(DOUBLE, "wrong", "", "long", long, other).tables()
     assert text.splitlines() == [
         "expected['numbers'][1]:",
-        "       1        1≠        1",
+        "       1        1≠         1",
         "yours['numbers'][1]:",
-        "       1        2≠        1",
+        "       1        2≠         1",
     ]
     short = exercises.Verdict(DOUBLE, "wrong", "", "short", [1, 2], [1, 3])
     assert short.tables() == "expected: [1, 2]\nyours:    [1, 3]"
