@@ -268,10 +268,10 @@ class Verdict(NamedTuple):
     def _repr_html_(self) -> str:
         head, *rest = html.escape(repr(self)).split("\n")
         text = re.sub(r"`([^`]*)`", r"<code>\1</code>", "\n".join(rest))
-        text, case, tables = text.partition("In the case: ")
-        tables = re.sub(r"\S+≠", r'<b style="outline: solid #D55E00">\g<0></b>', tables)
+        text, case, end = text.partition("In the case: ")
+        end = re.sub(r"\S+≠", r'<b style="outline: thin solid #D55E00">\g<0></b>', end)
         body = f"<strong>{head}</strong><div>{text}</div>".replace("\n", "<br>")
-        body += f'<pre style="font-family: monospace">{case}{tables}</pre>' * bool(case)
+        body += f'<pre style="font-family: monospace">{case}{end}</pre>' * bool(case)
         edge = f"5px solid {STATES.get(self.state, WRONG)[2:9]}; padding: 0.3em 0.8em"
         return f'<div role="status" style="border-left: {edge}">{body}</div>'
 
