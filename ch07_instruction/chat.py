@@ -97,7 +97,7 @@ def start(
 
 def talk(chat: Conversation, temperature: float = 0.0) -> None:
     """Answer what is typed, until a message is empty."""
-    print("Type a message; an empty one, or Ctrl-D, ends the conversation.")
+    print("Type a message; an empty one, or Ctrl-D, ends the conversation.", end=" ")
     print("(An answer is cut off after 200 tokens.)")
     while text := input("you:   ").strip():
         print("model: ", end="", flush=True)
