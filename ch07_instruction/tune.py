@@ -93,8 +93,8 @@ def run(settings: argparse.Namespace) -> None:
     if settings.out.exists():
         raise ValueError(f"{settings.out} exists already: choose another folder")
     learned, held_out = load(settings.conversations)
-    n_steps = 3 * math.ceil(len(learned) / BATCH)
-    n_steps = n_steps if settings.steps is None else settings.steps
+    rounds = 3 * math.ceil(len(learned) / BATCH)
+    n_steps = rounds if settings.steps is None else settings.steps
     require_whole(steps=n_steps)
     model, tokenizer = load_pretrained(settings.model)
     Conversation(model, tokenizer)  # refuses a tokenizer without the tokens of a chat
